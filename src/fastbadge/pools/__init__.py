@@ -1,0 +1,17 @@
+"""Where an embedding lives, and what the sampler sees of it."""
+
+from fastbadge.pools.arrays import ArrayPool
+from fastbadge.pools.disk import DiskPool, write_pool
+from fastbadge.pools.interface import GradientPool
+from fastbadge.pools.scaled import ScaledPool, load_arithmetic
+from fastbadge.pools.subset import SubsetPool
+
+__all__ = [
+    "ArrayPool",
+    "DiskPool",
+    "GradientPool",
+    "ScaledPool",
+    "SubsetPool",
+    "load_arithmetic",
+    "write_pool",
+]
