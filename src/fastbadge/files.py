@@ -1,0 +1,116 @@
+"""Files that users hand over, which are data and never code, and files they get, whole or not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastbadge.errors import InputError
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """The array of an .npy file, mapped from the disk rather than read.
+
+    Raises:
+        InputError: no such file, or one that is not an .npy file of plain numbers.
+    """
+    _check_readable(path)
+    try:
+        # Not "c": Linux refuses a private mapping larger than memory.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(
+            f"{path} is not an .npy file of numbers (pickled objects are not read); "
+            "write it with numpy.save"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(f"{path} is an .npz archive; expected one array as an .npy file")
+    return array
+
+
+def read_positions(path: Path) -> NDArray[Any]:
+    """Positions from an .npy file, or from a text file with one a line.
+
+    A first line `position`, as `fastbadge select` writes it, is skipped.
+
+    Returns:
+        int64 [M] from text; from .npy whatever it holds (positions or a boolean mask).
+
+    Raises:
+        InputError: no such file, or a line that is no whole number; the message gives its number.
+    """
+    if path.suffix == ".npy":
+        return read_array(path)
+    _check_readable(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file; expected one position a line") from error
+    positions = []
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text or (number == 1 and text == "position"):
+            continue
+        # 18 digits fit into int64; no pool has more rows.
+        if not (text.isascii() and text.isdigit() and len(text) <= 18):
+            raise InputError(f"{path}, line {number}: {text!r} is no position from 0")
+        positions.append(int(text))
+    return np.array(positions, dtype=np.int64)
+
+
+def check_new(path: Path, *, force: bool = False) -> None:
+    """Refuse to overwrite, before any work is done for a file that could not be written.
+
+    Raises:
+        InputError: the file is there and force is not given, or its directory is not there.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a file; pass the name of a file to write")
+    if path.exists() and not force:
+        raise InputError(f"{path} is there already; pass another name, or --force to overwrite it")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path.parent} is not a directory; make it first")
+
+
+def check_not_input(path: Path, inputs: Iterable[Path | None]) -> None:
+    """Refuse to write a result over what it is computed from, even when told to overwrite.
+
+    Raises:
+        InputError: the path leads to one of the inputs.
+    """
+    for given in inputs:
+        if given is not None and given.resolve() == path.resolve():
+            raise InputError(f"{path} is an input of this command; pass another name to write")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that others see all of it or, after a kill, what was there before.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = path.resolve()  # a link stays a link
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _check_readable(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is not there or is not a file; check the path")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} may not be read; check its permissions")

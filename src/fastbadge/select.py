@@ -1,0 +1,372 @@
+"""select(): inference, then a strategy, then positions in the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from fastbadge.batches import Pool, as_tensor, pool_size
+from fastbadge.errors import InputError
+from fastbadge.gradients import ArrayLike, GradientEmbedding, Task, resolve_task, sigmoid
+from fastbadge.inference import Batches, collect, infer_batches
+from fastbadge.kmeanspp import resolve_generator
+from fastbadge.pools import ArrayPool, DiskPool, GradientPool, SubsetPool, write_pool
+from fastbadge.pools.disk import PathLike, Storage
+from fastbadge.progress import wanted
+from fastbadge.strategies import PoolView, Registered, get_strategy
+from fastbadge.strategies.registry import Need, Probabilities
+
+Positions: TypeAlias = "Sequence[int] | Sequence[bool] | Tensor | NDArray[Any]"
+
+
+def select(
+    model: nn.Module,
+    pool: Pool,
+    k: int,
+    *,
+    strategy: str = "badge",
+    labeled: Positions | None = None,
+    head: str | nn.Module | None = None,
+    task: Task | None = None,
+    include_bias: bool = False,
+    batch_size: int = 512,
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+    generator: Generator | None = None,
+    progress: bool | None = None,
+    factors_dir: PathLike | None = None,
+) -> Tensor:
+    """Which k examples of the pool to label next.
+
+    Runs the model once over the examples that are not yet labelled, in eval mode and without
+    gradients, and leaves it as it was. A strategy that needs nothing of the model runs nothing.
+
+    Args:
+        model: a classifier whose logits come from an nn.Linear, found by watching it.
+        pool: a tensor or array with one example a row, a map-style Dataset, or a DataLoader
+            that neither shuffles nor drops. Labels in it are ignored.
+        k: how many to choose.
+        strategy: "badge" or another of `strategy_names()`.
+        labeled: positions already labelled (or a boolean mask over the pool), never chosen.
+        head: name or module of the nn.Linear that gives the logits, where watching cannot tell.
+        task: "multiclass", "binary" or "multilabel"; by default binary for one output and
+            multiclass for more.
+        include_bias: count the gradient of the head's bias too; the paper does not.
+        batch_size: rows a forward pass; a DataLoader keeps its own.
+        device: where to run; the model is brought back afterwards. Default: where the model is.
+        seed: an integer, for the same choice every time. Uncertainty strategies draw nothing.
+        generator: a CPU torch.Generator in place of a seed.
+        progress: show a bar; by default on a terminal only, after two seconds.
+        factors_dir: a directory on a disk with room for the gradients' factors, 4 (C + D) bytes
+            an example, which then never are in memory and are removed at the end. It changes no
+            pick. Logits stay in memory for strategies that need probabilities.
+
+    Returns:
+        LongTensor[k] on the CPU: distinct positions in `pool` in order of choice.
+
+    Raises:
+        InputError: anything above that cannot be used; the message says why and what to do.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> picked = select(model, torch.randn(100, 2), k=5, labeled=[0, 1, 2], seed=0)
+    >>> picked.shape, bool((picked > 2).all())
+    (torch.Size([5]), True)
+    """
+    registered = get_strategy(strategy)
+    position_N = _selectable(labeled, pool_size(pool))
+    _check_k(k, len(position_N))
+    draw = resolve_generator(seed, generator)
+    if not registered.needs:
+        return _choose(registered, PoolView(len(position_N)), k, draw, position_N)
+    batches = infer_batches(
+        model,
+        pool,
+        positions=None if labeled is None else position_N,
+        features="gradients" in registered.needs,
+        head=head,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
+    with _scratch_directory(factors_dir if "gradients" in registered.needs else None) as out:
+        outputs = _gather(batches, len(position_N), registered.needs, out, task, include_bias)
+        view = PoolView(len(position_N), *outputs, wanted(progress))
+        return _choose(registered, view, k, draw, position_N)
+
+
+@overload
+def compute_gradient_embedding(
+    model: nn.Module,
+    pool: Pool,
+    *,
+    head: str | nn.Module | None = None,
+    task: Task | None = None,
+    include_bias: bool = False,
+    batch_size: int = 512,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+) -> GradientEmbedding: ...
+
+
+@overload
+def compute_gradient_embedding(
+    model: nn.Module,
+    pool: Pool,
+    *,
+    head: str | nn.Module | None = None,
+    task: Task | None = None,
+    include_bias: bool = False,
+    batch_size: int = 512,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+    out: PathLike,
+    dtype: Storage | None = None,
+) -> DiskPool: ...
+
+
+def compute_gradient_embedding(
+    model: nn.Module,
+    pool: Pool,
+    *,
+    head: str | nn.Module | None = None,
+    task: Task | None = None,
+    include_bias: bool = False,
+    batch_size: int = 512,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+    out: PathLike | None = None,
+    dtype: Storage | None = None,
+) -> GradientEmbedding | DiskPool:
+    """Last-layer gradients of the whole pool against the model's own predictions.
+
+    Arguments are as of `select`; row i is the gradient of the example at position i (Ash et al.,
+    ICLR 2020, section 3).
+
+    With `out`, a directory, the factors are written there while the model runs, and never are in
+    memory: `kmeans_pp` takes the DiskPool that is returned, and `DiskPool.open(out)` finds it
+    again. `dtype` is that of the files: "float32", "float64", "float16" (3 digits, 6e-8 to
+    65,504) or "bfloat16" (2 digits, any size); by default as in memory, for the same picks.
+
+    >>> model = nn.Linear(4, 3)
+    >>> compute_gradient_embedding(model, torch.ones(6, 4))
+    GradientEmbedding(N=6, C=3, D=4, torch.float32, cpu)
+    """
+    if out is None and dtype is not None:
+        raise InputError(f"dtype is {dtype!r}, that of the files in out; pass out too")
+    batches = infer_batches(
+        model, pool, head=head, batch_size=batch_size, device=device, progress=progress
+    )
+    needs: frozenset[Need] = frozenset({"gradients"})
+    _, emb, _ = _gather(batches, pool_size(pool), needs, out, task, include_bias, dtype)
+    assert isinstance(emb, GradientEmbedding | DiskPool)
+    return emb
+
+
+def select_from_arrays(
+    probabilities: ArrayLike,
+    features: ArrayLike | None,
+    k: int,
+    *,
+    strategy: str = "badge",
+    labeled: Positions | None = None,
+    task: Task | None = None,
+    include_bias: bool = False,
+    seed: int | None = None,
+    generator: Generator | None = None,
+    progress: bool | None = None,
+) -> Tensor:
+    """Which k examples to label next, from a model of any framework.
+
+    Arrays in files larger than memory are read a few rows at a time where they are mapped:
+    `np.load(path, mmap_mode="r")`. It changes no pick.
+
+    Args:
+        probabilities: [N, C] predicted probabilities ([N] or [N, 1] for a binary model).
+        features: [N, D], the input of the last layer; None where the strategy needs none.
+        k: how many to choose.
+        strategy: "badge" or another of `strategy_names()`.
+        labeled: positions already labelled (or a boolean mask over the rows), never chosen.
+        task: "multiclass", "binary" or "multilabel"; by default binary for one column and
+            multiclass for more.
+        include_bias: count the gradient of the last layer's bias too; the paper does not.
+        seed: an integer, for the same choice every time.
+        generator: a CPU torch.Generator in place of a seed.
+        progress: show a bar; by default on a terminal only, after two seconds.
+
+    Returns:
+        LongTensor[k] on the CPU: distinct rows in order of choice.
+
+    Raises:
+        InputError: as `GradientEmbedding.from_probabilities` and `select`.
+
+    >>> probs = np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+    >>> select_from_arrays(probs, None, k=2, strategy="entropy")
+    tensor([1, 2])
+    """
+    registered = get_strategy(strategy)
+    draw = resolve_generator(seed, generator)
+    if features is None:
+        if "gradients" in registered.needs:
+            raise InputError(f"strategy {strategy!r} needs features; pass the last layer's inputs")
+        features = np.broadcast_to(np.float32(1), (*np.shape(probabilities)[:1], 1))
+    mapped = isinstance(probabilities, np.memmap) or isinstance(features, np.memmap)
+    if not mapped:
+        probabilities, features = as_tensor(probabilities), as_tensor(features)
+    # All rows are checked, labelled ones too, so that an error names rows of what was passed in.
+    whole = ArrayPool.of(
+        probabilities, features, task=task, include_bias=include_bias, progress=progress
+    )
+    position_N = _selectable(labeled, len(whole))
+    _check_k(k, len(position_N))
+    emb: GradientPool = whole
+    if labeled is not None:
+        emb = SubsetPool(whole, position_N.to(whole.device))
+    if not mapped:
+        emb = GradientEmbedding(*emb.factors(slice(0, len(emb))))
+    view = PoolView(
+        size=len(position_N),
+        probabilities=lambda index: whole.probabilities(position_N[index]),
+        embedding=emb,
+        task=whole.task,
+        progress=wanted(progress),
+    )
+    return _choose(registered, view, k, draw, position_N)
+
+
+def _gather(
+    batches: Batches,
+    N: int,
+    needs: frozenset[Need],
+    out: PathLike | None,
+    task: Task | None,
+    include_bias: bool,
+    dtype: Storage | None = None,
+) -> tuple[Probabilities | None, GradientPool | None, Task]:
+    """What a strategy needs of a forward pass; gradients in a directory if one is given."""
+    if out is not None:
+        logits, emb = _write_gradients(batches, N, needs, out, task, include_bias, dtype)
+        return _probabilities(torch.cat(logits), emb.task) if logits else None, emb, emb.task
+    outputs = collect(batches, N)
+    task = resolve_task(task, outputs.logit_NC.shape[1])
+    probabilities, in_memory = None, None
+    if "probabilities" in needs:
+        probabilities = _probabilities(outputs.logit_NC, task)
+    if outputs.feature_ND is not None:
+        in_memory = GradientEmbedding.from_logits(
+            outputs.logit_NC, outputs.feature_ND, task=task, include_bias=include_bias
+        )
+    return probabilities, in_memory, task
+
+
+def _write_gradients(
+    batches: Batches,
+    N: int,
+    needs: frozenset[Need],
+    out: PathLike,
+    task: Task | None,
+    include_bias: bool,
+    dtype: Storage | None,
+) -> tuple[list[Tensor], DiskPool]:
+    """Logits, if they are needed, and the gradients, of which only a batch is ever in memory."""
+    logits: list[Tensor] = []
+    writing = write_pool(out, N, dtype=dtype, task=task, include_bias=include_bias)
+    with writing as append, closing(batches):
+        for logit_BC, feature_BD in batches:
+            assert feature_BD is not None
+            emb = GradientEmbedding.from_logits(
+                logit_BC, feature_BD, task=task, include_bias=include_bias
+            )
+            append(emb.error_NC, emb.feature_ND)
+            if "probabilities" in needs:
+                logits.append(logit_BC)
+    return logits, DiskPool.open(out, device=emb.device)
+
+
+def _probabilities(logit_NC: Tensor, task: Task) -> Probabilities:
+    def probabilities(index: Tensor | slice) -> Tensor:
+        # float64: in float32 every example whose logits are 17 apart has p = 1, a tie.
+        wide_BC = logit_NC[index].double()
+        return wide_BC.softmax(dim=1) if task == "multiclass" else sigmoid(wide_BC)
+
+    return probabilities
+
+
+@contextmanager
+def _scratch_directory(parent: PathLike | None) -> Iterator[str | None]:
+    """A directory that is there for a while; None for None."""
+    if parent is None:
+        yield None
+        return
+    try:
+        directory = TemporaryDirectory(prefix="fastbadge-", dir=parent)
+    except OSError as error:
+        raise InputError(f"factors_dir is {parent}: {error.strerror}; pass another") from error
+    with directory as path:
+        yield path
+
+
+def _choose(
+    registered: Registered, view: PoolView, k: int, generator: Generator, position_N: Tensor
+) -> Tensor:
+    row_K = torch.as_tensor(registered.fn(view, k, generator=generator)).cpu()
+    # Anyone can register a strategy, and a wrong row would be a wrong position without a sound.
+    distinct = set(row_K.flatten().tolist())
+    if (
+        row_K.shape != (k,)
+        or len(distinct) != k
+        or not 0 <= min(distinct) <= max(distinct) < view.size
+    ):
+        raise InputError(
+            f"strategy {registered.name!r} returned {len(distinct)} distinct rows in shape "
+            f"{tuple(row_K.shape)}; expected {k} distinct ones below {view.size}"
+        )
+    return position_N[row_K]
+
+
+def _selectable(labeled: Positions | None, N: int) -> Tensor:
+    """LongTensor of the positions not in `labeled`, ascending."""
+    if labeled is None:
+        return torch.arange(N)
+    if isinstance(labeled, set | frozenset):
+        labeled = sorted(labeled)
+    given = np.asarray(labeled.cpu() if isinstance(labeled, Tensor) else labeled)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iub"):
+        raise InputError(
+            f"labeled has shape {given.shape} and dtype {given.dtype}; "
+            "expected a list of positions or a boolean mask over the pool"
+        )
+    free_N = np.ones(N, dtype=bool)
+    if given.dtype == bool:
+        if len(given) != N:
+            raise InputError(f"labeled is a mask of length {len(given)}; the pool has {N} examples")
+        free_N = ~given
+    else:
+        outside = given[(given < 0) | (given >= N)]
+        if outside.size:
+            raise InputError(f"labeled has position {outside[0]}; the pool has 0 to {N - 1}")
+        times_N = np.bincount(given.astype(np.int64), minlength=N)
+        if times_N.max() > 1:
+            raise InputError(
+                f"labeled has position {times_N.argmax()} {times_N.max()} times; "
+                "each must be given once"
+            )
+        free_N = times_N == 0
+    return torch.from_numpy(np.flatnonzero(free_N))
+
+
+def _check_k(k: int, selectable: int) -> None:
+    if selectable == 0:
+        raise InputError("every example of the pool is in labeled; there is nothing left to select")
+    if not isinstance(k, int | np.integer) or not 1 <= k <= selectable:
+        raise InputError(
+            f"k is {k!r}; expected a whole number from 1 to {selectable}, "
+            "the examples that are not yet labelled"
+        )

@@ -1,0 +1,167 @@
+"""The table of strategies, and what a strategy may see of the pool."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
+
+from torch import Tensor
+
+from fastbadge.errors import InputError
+from fastbadge.gradients import Task
+from fastbadge.pools import GradientPool
+
+Need: TypeAlias = Literal["probabilities", "gradients"]
+Strategy: TypeAlias = Callable[..., Tensor]
+Probabilities: TypeAlias = Callable[[Tensor | slice], Tensor]
+
+NEEDS: tuple[Need, ...] = ("probabilities", "gradients")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PoolView:
+    """The examples that may still be chosen, and of the model what the strategy asked for.
+
+    Args:
+        size: N, how many there are.
+        probabilities: a function from a slice or LongTensor[B] of rows to their probabilities,
+            float64 [B, C] ([B, 1], of the positive class, for a binary head), or None where the
+            strategy did not ask for "probabilities".
+        embedding: last-layer gradients, or None where it did not ask for "gradients". A
+            GradientEmbedding where they are in memory, else another pool: read `factors`.
+        task: what the probabilities mean; None where the strategy asked for nothing.
+        progress: whether to show how far a long choice is.
+    """
+
+    size: int
+    probabilities: Probabilities | None = None
+    embedding: GradientPool | None = None
+    task: Task | None = None
+    progress: bool = False
+
+    @property
+    def probability_NC(self) -> Tensor | None:
+        """All probabilities at once, for strategies that cannot do with a few rows at a time."""
+        return None if self.probabilities is None else self.probabilities(slice(0, self.size))
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A strategy in the table: its name, function, needs and one line about it."""
+
+    name: str
+    fn: Strategy
+    needs: frozenset[Need]
+    summary: str
+
+
+_TABLE: dict[str, Registered] = {}
+
+
+def register(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Strategy], Strategy]:
+    """Decorator that adds `fn(view, k, *, generator) -> LongTensor[k]` to the strategies.
+
+    The function gets a PoolView, 1 <= k <= view.size and a CPU torch.Generator, and returns k
+    distinct rows of the view in order of choice. The first line of its docstring is its summary;
+    further keyword arguments with a default are options that users may set (`get_strategy`).
+
+    Args:
+        name: what users pass as `strategy=`.
+        needs: "probabilities", "gradients", both or neither; nothing else is computed.
+
+    Raises:
+        InputError: an unknown need, or a name another function has taken.
+
+    >>> import torch
+    >>> @register("first", needs=())
+    ... def first(view, k, *, generator):
+    ...     "The first k examples."
+    ...     return torch.arange(k)
+    >>> get_strategy("first").summary
+    'The first k examples.'
+    >>> del _TABLE["first"]
+    """
+    wanted = frozenset(needs)
+    if not wanted <= set(NEEDS):
+        raise InputError(
+            f"strategy {name!r} needs {sorted(wanted)}; expected some of {', '.join(NEEDS)}"
+        )
+
+    def add(fn: Strategy) -> Strategy:
+        taken = _TABLE.get(name)
+        # The same function again is a notebook cell run twice.
+        if taken and (taken.fn.__module__, taken.fn.__qualname__) != (
+            fn.__module__,
+            fn.__qualname__,
+        ):
+            raise InputError(f"strategy {name!r} is taken by {taken.fn.__module__}; choose another")
+        summary = (fn.__doc__ or "").strip().partition("\n")[0]
+        _TABLE[name] = Registered(name, fn, wanted, summary)
+        return fn
+
+    return add
+
+
+def get_strategy(name: str) -> Registered:
+    """The strategy of that name, with its options set: "badge_subset:candidates=2000".
+
+    Options are the keyword arguments of the strategy's function, `:option=value` each, so that
+    one string says in a call, a configuration, a record and a legend what was run.
+
+    Raises:
+        InputError: no such strategy or option; the message lists them and suggests the nearest.
+
+    >>> get_strategy("badge").needs
+    frozenset({'gradients'})
+    >>> get_strategy("badge_subset:candidates=2000").fn.keywords
+    {'candidates': 2000}
+    """
+    base, *settings = str(name).split(":")
+    if base not in _TABLE:
+        near = difflib.get_close_matches(base, _TABLE, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        known = ", ".join(strategy_names())
+        raise InputError(f"strategy is {name!r}; {hint}expected one of {known}")
+    found = _TABLE[base]
+    if not settings:
+        return found
+    options = dict(_option(found, setting) for setting in settings)
+    return replace(found, name=name, fn=partial(found.fn, **options))
+
+
+def _option(strategy: Registered, setting: str) -> tuple[str, Any]:
+    """Name and value of `option=value`, in the type of the option's default."""
+    option, _, text = setting.partition("=")
+    known = {
+        parameter.name: parameter
+        for parameter in inspect.signature(strategy.fn, eval_str=True).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }
+    if option not in known:
+        listed = ", ".join(f"{p.name}={p.default}" for p in known.values())
+        raise InputError(
+            f"strategy {strategy.name!r} has no option {option!r}; it has {listed or 'none'}"
+        )
+    choices = get_args(known[option].annotation)  # of a Literal
+    kind = type(known[option].default)
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or (choices and value not in choices):
+        expected = " or ".join(map(str, choices)) or kind.__name__
+        raise InputError(f"{strategy.name}: {option} is {text!r}; expected {expected}")
+    return option, value
+
+
+def strategy_names() -> list[str]:
+    """Names of all strategies, sorted.
+
+    >>> strategy_names()
+    ['badge', 'badge_proxy', 'badge_subset', 'entropy', 'least_confidence', 'margin', 'random']
+    """
+    return sorted(_TABLE)
