@@ -1,0 +1,1 @@
+"""Experiments on labelled data, where the oracle is a look-up."""

@@ -1,0 +1,182 @@
+"""The pictures: what is in them, which files they are, and that they come out the same."""
+
+import random
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from fastbadge.errors import InputError
+from fastbadge.lab.plots import (
+    LOOKS,
+    OTHER_LOOKS,
+    display_name,
+    draw_learning_curves,
+    draw_query_time,
+    show_learning_curves,
+    write_plots,
+)
+from fastbadge.lab.statistics import labels_saved, learning_curve
+from fastbadge.lab.store import RoundRow
+
+
+def rows_of(*strategies, trials=3, rounds=5, seconds=None):
+    draw = random.Random(1)
+    seconds = seconds or {}
+    return [
+        RoundRow(
+            strategy,
+            trial,
+            round,
+            100 + 100 * round,
+            0.5 + 0.08 * round - 0.05 * (strategy == "random") * round + 0.02 * draw.random(),
+            0.5,
+            1.0,
+            seconds.get(strategy, 0.01),
+            0.1,
+            (1, 2) if round < rounds else (),
+        )
+        for strategy in strategies
+        for trial in range(trials)
+        for round in range(rounds + 1)
+    ]
+
+
+def lines_of(figure: Figure):
+    (axes,) = figure.axes
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+def test_a_run_of_badge_and_random(tmp_path):
+    written = write_plots(rows_of("badge", "random"), tmp_path, title="digits")
+    names = ["badge_vs_random_comparison", "query_time"]
+    assert [path.name for path in written] == [f"{n}.{e}" for n in names for e in ("png", "svg")]
+    for path in written[::2]:
+        assert path.read_bytes().startswith(b"\x89PNG")
+    for path in written[1::2]:
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_any_other_run(tmp_path):
+    written = write_plots(rows_of("badge", "random", "margin"), tmp_path)
+    assert {path.stem for path in written} == {"learning_curves", "query_time"}
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    rows = rows_of("badge", "random")
+    for directory in (tmp_path / "a", tmp_path / "b"):
+        directory.mkdir()
+        write_plots(rows, directory, title="digits")
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+        assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_png_is_drawn_at_200_dpi(tmp_path):
+    from PIL import Image
+
+    png, *_ = write_plots(rows_of("badge", "random"), tmp_path)
+    with Image.open(png) as image:
+        assert image.size == (1040, 700)
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+
+
+def test_curves_show_the_means_in_percent_and_the_band_their_standard_error():
+    rows = rows_of("badge", "random")
+    figure = draw_learning_curves(rows, title="digits")
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "Labelled examples"
+    assert axes.get_ylabel() == "Test accuracy (%)"
+    assert axes.get_title(loc="left") == "digits: mean ± standard error of 3 trials"
+    for (strategy, curve), band in zip(learning_curve(rows).items(), axes.collections, strict=True):
+        line = lines_of(figure)[display_name(strategy)]
+        assert line.get_color() == LOOKS[strategy][0]
+        np.testing.assert_allclose(line.get_xdata(), [p.labels for p in curve])
+        np.testing.assert_allclose(line.get_ydata(), [100 * p.mean for p in curve])
+        edges = band.get_paths()[0].vertices
+        for point in curve:
+            at = edges[edges[:, 0] == point.labels, 1]
+            assert at.max() == pytest.approx(100 * (point.mean + point.stderr))
+            assert at.min() == pytest.approx(100 * (point.mean - point.stderr))
+
+
+def test_the_arrow_says_how_many_labels_are_saved_where_there_are_two_curves():
+    rows = rows_of("badge", "random")
+    saved = labels_saved(rows, "badge", "random")
+    texts = [text.get_text() for text in draw_learning_curves(rows).axes[0].texts]
+    assert f"{saved.labels_b - saved.labels_a:.0f} labels saved" in texts
+    assert not draw_learning_curves(rows_of("badge", "random", "margin")).axes[0].texts
+    other = {"badge": "random", "random": "badge"}
+    swapped = [replace(row, strategy=other[row.strategy]) for row in rows]
+    assert labels_saved(swapped, "badge", "random").labels_a is None
+    assert not draw_learning_curves(swapped).axes[0].texts
+
+
+def test_one_trial_has_no_spread():
+    figure = draw_learning_curves(rows_of("badge", trials=1))
+    assert figure.axes[0].get_title(loc="left") == "One trial"
+
+
+def test_more_points_than_ticks_fit():
+    figure = draw_learning_curves(rows_of("badge", rounds=40))
+    ticks = figure.axes[0].get_xticks()
+    assert len(ticks) < 15
+    assert all(float(tick).is_integer() for tick in ticks)
+
+
+def test_query_time_in_a_fitting_unit_and_scale():
+    near = draw_query_time(rows_of("badge", "margin", seconds={"badge": 0.002, "margin": 0.001}))
+    assert near.axes[0].get_ylabel() == "Time per query (ms)"
+    assert near.axes[0].get_yscale() == "linear"
+    np.testing.assert_allclose(lines_of(near)["BADGE"].get_ydata(), 2.0)
+    far = draw_query_time(rows_of("badge", "random", seconds={"badge": 70.0, "random": 0.001}))
+    assert far.axes[0].get_ylabel() == "Time per query (s)"
+    assert far.axes[0].get_yscale() == "log"
+    assert len(lines_of(far)["BADGE"].get_xdata()) == 5  # the last round chose nothing
+    assert [tick.get_text() for tick in far.axes[0].get_yticklabels()].count("10") == 1
+
+
+def test_rows_without_a_query_have_no_picture_of_it(tmp_path):
+    rows = rows_of("badge", rounds=0)
+    assert {path.stem for path in write_plots(rows, tmp_path)} == {"learning_curves"}
+    with pytest.raises(InputError, match="no row has a query to draw"):
+        draw_query_time(rows)
+
+
+def test_nothing_to_draw(tmp_path):
+    with pytest.raises(InputError, match="no rows to draw"):
+        write_plots([], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_strategy_has_its_own_look():
+    assert {"badge", "random", "margin", "entropy", "least_confidence"} <= set(LOOKS)
+    looks = [*LOOKS.values(), *OTHER_LOOKS]
+    assert len({color for color, _ in looks}) == len({marker for _, marker in looks}) == len(looks)
+    figure = draw_learning_curves(rows_of("mine", "badge", "yours"))
+    colors = [line.get_color() for line in lines_of(figure).values()]
+    assert colors == [OTHER_LOOKS[0][0], LOOKS["badge"][0], OTHER_LOOKS[1][0]]
+
+
+def test_show_without_a_screen_writes_the_picture(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(plt, "show", lambda: pytest.fail("there is no screen"))
+    with plt.rc_context({"backend": "agg"}):
+        show_learning_curves(rows_of("badge", "random"), tmp_path / "x.png", title="MNIST")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert not plt.get_fignums()
+
+
+def test_show_with_a_screen_opens_a_window(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.get_fignums()))
+    monkeypatch.setattr(FigureCanvasAgg, "required_interactive_framework", "tk")
+    with plt.rc_context({"backend": "agg"}):
+        show_learning_curves(rows_of("badge", "random"), tmp_path / "x.png")
+    assert shown == [[1]]

@@ -1,0 +1,128 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss
+from torch import nn
+
+from fastbadge.errors import RunError
+from fastbadge.lab.models import mlp
+from fastbadge.lab.protocol import Config
+from fastbadge.lab.training import evaluate, train
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def blobs():
+    """60 points of three classes, not quite separable: float64 [60, 5]."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    return torch.tensor(rng.normal(size=(60, 5)) + y[:, None]), torch.tensor(y)
+
+
+def test_weights_are_those_of_torch_but_from_the_generator():
+    before = torch.random.get_rng_state()
+    model = mlp(20, (8, 6), 3, generator=generator(7))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)  # nn.Linear draws its default weights from here
+        expected = nn.Sequential(
+            nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)
+        )
+    assert str(model) == str(expected)
+    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs) and ours.requires_grad
+
+
+def train_by_hand(weights, x_LF, y_L, config, shuffler):
+    """Adam (Kingma & Ba 2015, Algorithm 1) on a clipped gradient, in NumPy, derivative by hand.
+
+    Gives the weights after each epoch and the accuracy of each epoch's batches.
+    """
+    weights = [w.detach().numpy().copy() for w in weights]
+    moment1, moment2 = ([np.zeros_like(w) for w in weights] for _ in range(2))
+    step, history = 0, []
+    for _ in range(config.max_epochs):
+        order = torch.randperm(len(y_L), generator=shuffler).numpy()
+        correct = 0
+        for begin in range(0, len(order), config.train_batch):
+            rows = order[begin : begin + config.train_batch]
+            x, y = x_LF.numpy()[rows], y_L.numpy()[rows]
+            w1, b1, w2, b2 = weights
+            before = x @ w1.T + b1
+            hidden = np.maximum(before, 0)
+            logits = hidden @ w2.T + b2
+            correct += (logits.argmax(axis=1) == y).sum()
+            error = np.exp(logits - logits.max(axis=1, keepdims=True))
+            error /= error.sum(axis=1, keepdims=True)
+            error[np.arange(len(y)), y] -= 1
+            error /= len(y)
+            back = (error @ w2) * (before > 0)
+            gradients = [back.T @ x, back.sum(axis=0), error.T @ hidden, error.sum(axis=0)]
+            norm = math.sqrt(sum((g**2).sum() for g in gradients))
+            scale = min(1.0, config.clip_norm / (norm + 1e-6))
+            step += 1
+            for i, g in enumerate(gradients):
+                moment1[i] = 0.9 * moment1[i] + 0.1 * g * scale
+                moment2[i] = 0.999 * moment2[i] + 0.001 * (g * scale) ** 2
+                mean = moment1[i] / (1 - 0.9**step)
+                root = np.sqrt(moment2[i] / (1 - 0.999**step)) + 1e-8
+                weights[i] = weights[i] - config.learning_rate * mean / root
+        history.append(([w.copy() for w in weights], correct / len(order)))
+    return history
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 1.0, 1e6])
+def test_training_follows_adam_on_clipped_gradients(blobs, clip_norm):
+    config = Config(
+        learning_rate=0.01, train_batch=25, max_epochs=6, stop_accuracy=1.0, clip_norm=clip_norm
+    )
+    model = mlp(5, (7,), 3, generator=generator()).double()
+    history = train_by_hand(list(model.parameters()), *blobs, config, generator(1))
+    epochs = train(model, *blobs, config, generator=generator(1))
+    assert epochs == 6
+    for ours, theirs in zip(model.parameters(), history[-1][0], strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_training_stops_after_the_first_epoch_that_reaches_the_goal(blobs):
+    config = Config(learning_rate=0.02, train_batch=25, max_epochs=40, stop_accuracy=0.75)
+    model = mlp(5, (7,), 3, generator=generator()).double()
+    history = train_by_hand(list(model.parameters()), *blobs, config, generator(1))
+    reached = [accuracy >= 0.75 for _, accuracy in history].index(True) + 1
+    assert 1 < reached < 40
+    assert train(model, *blobs, config, generator=generator(1)) == reached
+    for ours, theirs in zip(model.parameters(), history[reached - 1][0], strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_training_draws_from_its_generator_alone(blobs):
+    config = Config(train_batch=10, max_epochs=3, stop_accuracy=1.0)
+    before = torch.random.get_rng_state()
+    weights = []
+    for seed in (1, 1, 2):
+        model = mlp(5, (7,), 3, generator=generator()).double()
+        train(model, *blobs, config, generator=generator(seed))
+        weights.append(model[0].weight.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_divergence_is_said_in_one_line(blobs):
+    model = mlp(5, (7,), 3, generator=generator()).double()
+    with pytest.raises(RunError, match=r"diverged in epoch \d+ on 60 examples; lower learning"):
+        train(model, *blobs, Config(learning_rate=1e200), generator=generator())
+
+
+def test_evaluation_against_scikit_learn(blobs):
+    model = mlp(5, (7,), 3, generator=generator()).double()
+    x, y = blobs
+    accuracy, loss = evaluate(model, x, y)
+    probabilities = model(x).softmax(dim=1).detach().numpy()
+    assert accuracy == accuracy_score(y, probabilities.argmax(axis=1))
+    assert loss == pytest.approx(log_loss(y, probabilities), rel=1e-12)
