@@ -1,0 +1,8 @@
+"""`python -m fastbadge` is the `fastbadge` command."""
+
+import sys
+
+from fastbadge.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

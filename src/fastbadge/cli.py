@@ -1,0 +1,341 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter, Token
+from rich.console import Console
+from rich.table import Table
+
+from fastbadge.errors import FastbadgeError, InputError
+
+if TYPE_CHECKING:
+    from fastbadge.lab.protocol import Config
+    from fastbadge.lab.store import Run
+
+app = App(
+    name="fastbadge",
+    help="Which examples to label next, and how many labels that saves.",
+    help_epilogue="More, with examples: README.md, or fastbadge COMMAND --help.",
+    version=version("fastbadge"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return launch(app, argv)
+
+
+def launch(command: App | Callable[..., None], argv: Sequence[str] | None = None) -> int:
+    """Run a command so that users see one line where something is wrong, and no traceback.
+
+    Returns:
+        0; 2 for what the user has to change; 130 after Ctrl-C; 1 where nobody reads the output.
+    """
+    if not isinstance(command, App):
+        command = App(default_command=command)
+    command.help_format = "markdown"
+    command.suppress_keyboard_interrupt = False
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            tokens = sys.argv[1:] if argv is None else argv
+            command(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+            sys.stdout.flush()
+            return 0
+        except (FastbadgeError, CycloptsError) as error:
+            return _complain(str(error), 2)
+        except BrokenPipeError:
+            # Python flushes stdout once more when it ends: give it somewhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            return _complain(str(error).partition("] ")[2] or str(error), 2)
+        except KeyboardInterrupt as error:
+            return _complain(str(error) or "stopped", 130)
+
+
+def _comma_separated(convert: Callable[[str], Any]) -> Parameter:
+    def split(_: Any, tokens: Sequence[Token]) -> tuple[Any, ...]:
+        parts = ",".join(token.value for token in tokens).split(",")
+        return tuple(convert(part.strip()) for part in parts if part.strip())
+
+    return Parameter(converter=split, n_tokens=1, negative=(), metavar="A,B")
+
+
+def _whole(_: Any, tokens: Sequence[Token]) -> int:
+    """An int as Python reads it; cyclopts of its own accord would round 3.5."""
+    text = tokens[0].value
+    if not re.fullmatch(r"[+-]?\d+", text):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+Whole = Annotated[int, Parameter(converter=_whole, n_tokens=1)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run may have otherwise than its data set's protocol; None keeps the protocol's.
+
+    Args:
+        strategies: Names, comma-separated (see: fastbadge strategies). Default: badge,random.
+        trials: Repetitions, each with its own initial labels and weights. Default: 5.
+        rounds: Queries after the initial labels. Default: 10.
+        initial_labels: Examples labelled at random at first. Default: digits 20, MNIST 100.
+        query_size: Examples that each query adds. Default: digits 20, MNIST 100.
+        seed: Every random number derives from it. Default: 0.
+        hidden: Widths of the MLP's hidden layers, comma-separated. Default: 128,64.
+        learning_rate: Of Adam. Default: digits 1e-3, MNIST 1e-4.
+        train_batch: Examples in one step of training. Default: 100.
+        max_epochs: Training of a round ends here. Default: digits 300, MNIST 100.
+        stop_accuracy: Or at this accuracy on the labelled examples. Default: 0.99.
+        clip_norm: The gradient of a step is scaled down to this norm. Default: 1.
+        device: Where tensors live: cpu or cuda. Default: cpu.
+        threads: Of torch in each process. Default: 1.
+    """
+
+    strategies: Annotated[tuple[str, ...] | None, _comma_separated(str)] = None
+    trials: Whole | None = None
+    rounds: Whole | None = None
+    initial_labels: Annotated[
+        int | None,
+        Parameter(name=["--initial", "--initial-labels"], converter=_whole, n_tokens=1),
+    ] = None
+    query_size: Annotated[
+        int | None, Parameter(name=["--query", "--query-size"], converter=_whole, n_tokens=1)
+    ] = None
+    seed: Whole | None = None
+    hidden: Annotated[tuple[int, ...] | None, _comma_separated(int)] = None
+    learning_rate: float | None = None
+    train_batch: Whole | None = None
+    max_epochs: Whole | None = None
+    stop_accuracy: float | None = None
+    clip_norm: float | None = None
+    device: str | None = None
+    threads: Whole | None = None
+
+
+@app.command
+def run(
+    *,
+    dataset: str = "digits",
+    settings: Settings | None = None,
+    data_dir: Path | None = None,
+    out: Path | None = None,
+    jobs: Whole | None = None,
+) -> None:
+    """Compare strategies on labelled data: BADGE against random on real digits by default.
+
+    A run that was stopped resumes with the same command; a finished one is shown again at once.
+
+    Args:
+        dataset: digits, mnist, fashion_mnist or npz:PATH (see: fastbadge datasets).
+        settings: What differs from the data set's protocol.
+        data_dir: Where the data set's files are. What is not there is downloaded to the cache.
+        out: Run directory. Default: runs/ and a name made of the data set and of what differs
+            from its protocol. A run given more trials or strategies is extended.
+        jobs: Trials that run at a time. Default: one for each processor core.
+    """
+    from joblib import cpu_count
+
+    from fastbadge.lab.experiment import run_experiment
+    from fastbadge.lab.progress import follow
+    from fastbadge.lab.protocol import config_for
+
+    config = config_for(dataset, **asdict(settings or Settings()))
+    directory = out or _default_directory(config)
+    console = Console(stderr=True)
+    try:
+        with follow(config, console, jobs=jobs or cpu_count()) as on_round:
+            finished = run_experiment(
+                config, directory, data_dir=data_dir, jobs=jobs, on_round=on_round
+            )
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"stopped; the same command resumes {directory}") from stop
+    _show_run(finished, directory)
+    print(f"Run: {directory}; its rows: fastbadge export {directory} --csv FILE")
+
+
+@app.command
+def plot(run_directory: Path, /, *, out: Path | None = None) -> None:
+    """Show a run's table again and draw its pictures, as PNG and SVG.
+
+    Args:
+        run_directory: The --out of a run, finished or not.
+        out: Where the pictures go. Default: the run directory.
+    """
+    from fastbadge.lab.store import read_run
+
+    _show_run(read_run(run_directory), out or run_directory)
+
+
+@app.command
+def export(
+    run_directory: Path,
+    /,
+    *,
+    csv: Path | None = None,
+    json: Path | None = None,
+    force: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Write a run's rows, one a round, for other programs.
+
+    Args:
+        run_directory: The --out of a run, finished or not.
+        csv: File for the rows; accuracy is 0..1, times are seconds.
+        json: File for the same rows with configuration and environment.
+        force: Overwrite files that are there.
+    """
+    from fastbadge.files import check_new, write_whole
+    from fastbadge.lab.export import as_csv, as_json
+    from fastbadge.lab.store import FILE_NAME, read_run
+
+    if csv is not None and json is not None and csv.resolve() == json.resolve():
+        raise InputError(f"--csv and --json are both {csv}; pass two names")
+    wanted = [(path, render) for path, render in ((csv, as_csv), (json, as_json)) if path]
+    if not wanted:
+        raise InputError("nothing to write; pass --csv FILE, --json FILE or both")
+    recorded = read_run(run_directory)
+    for path, _ in wanted:
+        if path.resolve() == (run_directory / FILE_NAME).resolve():
+            raise InputError(f"{path} is the record of the run; pass another name")
+        check_new(path, force=force)
+    for path, render in wanted:
+        write_whole(path, render(recorded))
+
+
+@app.command
+def select(
+    *,
+    probabilities: Path,
+    k: Annotated[int, Parameter(name="-k", converter=_whole, n_tokens=1)],
+    features: Path | None = None,
+    strategy: str = "badge",
+    labeled: Path | None = None,
+    seed: Whole | None = None,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    force: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Choose what to label next from arrays that a model of any framework has written.
+
+    Prints or writes positions (rows of the arrays, from 0) in order of choice, under the header
+    `position`. The arrays may be larger than memory: they are read a few rows at a time.
+
+    Args:
+        probabilities: .npy file, [N, C]: predicted probabilities.
+        features: .npy file, [N, D]: the inputs of the model's last layer; badge needs them.
+        k: How many to choose.
+        strategy: See: fastbadge strategies.
+        labeled: Positions labelled already: .npy file, or text with one a line (such as the
+            output of this command).
+        seed: The same seed gives the same choice.
+        out: File to write. Default: print.
+        force: Overwrite a file that is there.
+    """
+    from fastbadge.files import (
+        check_new,
+        check_not_input,
+        read_array,
+        read_positions,
+        write_whole,
+    )
+    from fastbadge.select import select_from_arrays
+
+    if out is not None:
+        check_not_input(out, (probabilities, features, labeled))
+        check_new(out, force=force)
+    picked = select_from_arrays(
+        read_array(probabilities),
+        None if features is None else read_array(features),
+        k,
+        strategy=strategy,
+        labeled=None if labeled is None else read_positions(labeled),
+        seed=seed,
+        progress=True,
+    )
+    text = "".join(f"{line}\n" for line in ["position", *picked.tolist()])
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_whole(out, text)
+
+
+@app.command
+def datasets() -> None:
+    """List the data sets that runs know."""
+    from fastbadge.lab.datasets import dataset_names
+
+    _print_table(["data set", "what it is"], dataset_names())
+
+
+@app.command
+def strategies() -> None:
+    """List the strategies, with what each needs of the model."""
+    from fastbadge.strategies import get_strategy, strategy_names
+
+    found = [get_strategy(name) for name in strategy_names()]
+    rows = [(entry.name, ", ".join(sorted(entry.needs)) or "-", entry.summary) for entry in found]
+    _print_table(["strategy", "needs", "what it chooses"], rows)
+
+
+def _default_directory(config: Config) -> Path:
+    from fastbadge.lab.protocol import config_for
+
+    # What differs from the protocol is the name, so another configuration is another directory.
+    protocol = asdict(config_for(config.dataset))
+    parts = [config.dataset]
+    for name, value in asdict(config).items():
+        if value != protocol[name]:
+            shown = "+".join(map(str, value)) if isinstance(value, tuple) else value
+            parts.append(f"{name}_{shown}")
+    return Path("runs", re.sub(r"[^\w.+-]", "_", "-".join(parts)))
+
+
+def _show_run(run: Run, pictures: Path) -> None:
+    from fastbadge.lab.plots import write_plots
+    from fastbadge.lab.summary import heading, savings_sentence, summary_table
+
+    print(heading(run))
+    _console().print(summary_table(run))
+    if sentence := savings_sentence(run):
+        print(sentence)
+    try:
+        written = write_plots(run.rows, pictures, title=run.config.dataset)
+    except OSError as error:
+        raise InputError(
+            f"no picture could be written to {pictures}: {error.strerror}; pass a directory that "
+            "can be written to with: fastbadge plot RUN --out DIR"
+        ) from error
+    shown = " and ".join(str(path) for path in written if path.suffix == ".png")
+    print(f"Pictures: {shown}, each also as .svg")
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*header, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table, highlight=False, markup=False)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _complain(text: str, status: int) -> int:
+    print(f"fastbadge: {' '.join(text.splitlines())}", file=sys.stderr)
+    return status
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _complain(f"warning: {message}", 0)

@@ -1,0 +1,533 @@
+"""The command line: what it prints and writes, and what it says of bad input."""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastbadge
+from fastbadge.cli import Settings, main
+from fastbadge.lab.protocol import Config, config_for
+from fastbadge.lab.store import read_run
+
+QUICK = ["--trials", "2", "--rounds", "2", "--max-epochs", "5", "--jobs", "1"]
+COLUMNS = "strategy,trial,round,labels,accuracy,loss,train_seconds,query_seconds,eval_seconds"
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["run", *QUICK, "--out", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture
+def arrays(tmp_path, monkeypatch):
+    """p.npy and h.npy of 50 examples in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    probs_NC = torch.rand(50, 4, generator=generator, dtype=torch.float64).softmax(dim=1)
+    feature_ND = torch.rand(50, 3, generator=generator, dtype=torch.float64)
+    np.save("p.npy", probs_NC.numpy())
+    np.save("h.npy", feature_ND.numpy())
+    return probs_NC, feature_ND
+
+
+SELECT = ["select", "--probabilities", "p.npy", "--features", "h.npy"]
+
+
+def files_under(directory):
+    return {path: path.stat().st_mtime_ns for path in Path(directory).rglob("*")}
+
+
+# --- what it prints
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == fastbadge.__version__
+
+
+def test_help_of_every_command(capsys):
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    for command in ("run", "plot", "export", "select", "datasets", "strategies"):
+        assert command in overview
+        assert main([command, "--help"]) == 0
+        assert f"Usage: fastbadge {command}" in capsys.readouterr().out
+
+
+def test_tables_of_datasets_and_strategies(capsys):
+    assert main(["datasets"]) == 0
+    out = capsys.readouterr().out
+    assert "digits" in out and "npz:PATH" in out
+    assert main(["strategies"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in fastbadge.strategy_names())
+
+
+def test_python_m_fastbadge():
+    command = [sys.executable, "-m", "fastbadge", "--version"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == fastbadge.__version__
+
+
+# --- run
+
+
+def test_run_says_what_came_out_and_where_it_is(run_directory, capsys):
+    assert main(["run", *QUICK, "--out", str(run_directory)]) == 0
+    out, err = capsys.readouterr()
+    assert "digits: test accuracy in %, mean ± standard error of 2 trials" in out
+    assert "badge - random (95 % interval)" in out
+    assert "that random ends with" in out or "Labels saved:" in out
+    assert f"Run: {run_directory}" in out
+    for name in ("badge_vs_random_comparison", "query_time"):
+        assert str(run_directory / f"{name}.png") in out
+        assert (run_directory / f"{name}.svg").is_file()
+    assert len(err.splitlines()) == 4  # one a trial of a strategy, for a log
+    assert "(4 of 4 done)" in err
+
+
+def test_a_finished_run_is_shown_again_and_not_computed_again(run_directory, capsys, monkeypatch):
+    main(["run", *QUICK, "--out", str(run_directory)])
+    first = capsys.readouterr().out
+    monkeypatch.setattr("fastbadge.lab.experiment.train", lambda *_, **__: pytest.fail("again"))
+    assert main(["run", *QUICK, "--out", str(run_directory)]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_the_default_directory_is_one_for_each_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    def pretend(config, directory, **_):
+        ran.append((config, directory))
+        raise fastbadge.RunError("enough")
+
+    monkeypatch.setattr("fastbadge.lab.experiment.run_experiment", pretend)
+    lines = [
+        "",
+        "--trials 5 --seed 0",
+        "--seed 1",
+        "--trials 6",
+        "--strategies random,badge",
+        "--hidden 32",
+        "--hidden 3,2",
+        "--learning-rate 0.01",
+        "--dataset mnist",
+        "--dataset npz:a/b.npz",
+        "--dataset npz:a_b.npz --seed 1",
+    ]
+    for line in lines:
+        assert main(["run", *line.split()]) == 2
+    directory_of = dict(ran)
+    assert directory_of[Config()] == Path("runs/digits")
+    assert len(set(directory_of.values())) == len(directory_of) == len(lines) - 1
+    assert all(directory.parent == Path("runs") for directory in directory_of.values())
+    assert Path("runs/digits-strategies_random+badge") in directory_of.values()
+
+
+def test_settings_are_those_of_the_configuration():
+    names = {field.name for field in dataclasses.fields(Config)} - {"dataset"}
+    assert {field.name for field in dataclasses.fields(Settings)} == names
+
+
+def test_the_help_tells_the_defaults_of_the_protocols():
+    for field in dataclasses.fields(Settings):
+        (line,) = re.findall(rf"^ +{field.name}: .* Default: (.*)\.$", Settings.__doc__, re.M)
+        told = re.fullmatch(r"digits (?P<digits>\S+), MNIST (?P<mnist>\S+)|(?P<both>\S+)", line)
+        for dataset in ("digits", "mnist"):
+            value = getattr(config_for(dataset), field.name)
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            said = told["both"] or told[dataset]
+            assert said == shown or float(said) == value
+
+
+def test_flags_reach_the_configuration_and_the_rest_is_the_protocol_s(monkeypatch):
+    ran = {}
+
+    def pretend(config, directory, **others):
+        ran.update(others, config=config, directory=directory)
+        raise fastbadge.RunError("enough")
+
+    monkeypatch.setattr("fastbadge.lab.experiment.run_experiment", pretend)
+    line = (
+        "run --dataset mnist --strategies badge,margin --trials 3 --rounds 4 --initial 50 "
+        "--query 25 --hidden 32,16 --learning-rate 0.01 --max-epochs 7 --seed 9 "
+        "--data-dir somewhere --out there --jobs 2"
+    )
+    main(line.split())
+    assert ran["config"] == config_for(
+        "mnist",
+        strategies=("badge", "margin"),
+        trials=3,
+        rounds=4,
+        initial_labels=50,
+        query_size=25,
+        hidden=(32, 16),
+        learning_rate=0.01,
+        max_epochs=7,
+        seed=9,
+    )
+    assert (ran["data_dir"], ran["directory"], ran["jobs"]) == (Path("somewhere"), Path("there"), 2)
+
+
+def test_one_strategy_has_nothing_to_be_compared_with(tmp_path, capsys):
+    directory = str(tmp_path / "run")
+    line = ["--strategies", "margin", "--trials", "1", "--rounds", "1", "--max-epochs", "3"]
+    assert main(["run", *line, "--jobs", "1", "--out", directory]) == 0
+    out = capsys.readouterr().out
+    assert "one trial" in out
+    assert "saved" not in out
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastbadge.lab.experiment.run_experiment", interrupted)
+    assert main(["run", "--out", "here"]) == 130
+    assert capsys.readouterr().err == "fastbadge: stopped; the same command resumes here\n"
+    monkeypatch.setattr("fastbadge.files.read_array", interrupted)
+    assert main(["select", "--probabilities", "p.npy", "-k", "1"]) == 130
+    assert capsys.readouterr().err == "fastbadge: stopped\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process group")
+def test_ctrl_c_on_a_real_run_loses_nothing(tmp_path):
+    line = [
+        sys.executable,
+        "-m",
+        "fastbadge",
+        "run",
+        "--out",
+        "run",
+        "--trials",
+        "2",
+        "--jobs",
+        "2",
+    ]
+    process = subprocess.Popen(
+        [*line, "--rounds", "30"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (tmp_path / "run" / "run.sqlite").exists() and rounds_of(tmp_path / "run"):
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "fastbadge: stopped; the same command resumes run"
+    assert "Traceback" not in err
+    assert rounds_of(tmp_path / "run")
+
+
+def rounds_of(directory):
+    try:
+        return read_run(directory).rows
+    except fastbadge.RunError:  # being made at this moment
+        return []
+
+
+# --- plot and export
+
+
+def test_plot_draws_into_the_run_or_elsewhere(run_directory, tmp_path, capsys):
+    picture = run_directory / "badge_vs_random_comparison.png"
+    drawn = picture.read_bytes()
+    picture.unlink()
+    assert main(["plot", str(run_directory)]) == 0
+    assert picture.read_bytes() == drawn
+    assert "test accuracy" in capsys.readouterr().out
+    assert main(["plot", str(run_directory), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / picture.name).read_bytes() == drawn
+
+
+def test_export_gives_every_row_exactly(run_directory, tmp_path):
+    as_csv, as_json = tmp_path / "rows.csv", tmp_path / "rows.json"
+    assert main(["export", str(run_directory), "--csv", str(as_csv), "--json", str(as_json)]) == 0
+    run = read_run(run_directory)
+    expected = [{name: getattr(row, name) for name in COLUMNS.split(",")} for row in run.rows]
+    assert as_csv.read_text().splitlines()[0] == COLUMNS
+    with as_csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [
+        {k: type(e[k])(r[k]) for k in e} for r, e in zip(rows, expected, strict=True)
+    ] == expected
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+    content = json.loads(as_json.read_text())
+    assert content["rows"] == expected
+    assert content["environment"] == run.environment
+    assert (
+        Config(
+            **{
+                k: tuple(v) if isinstance(v, list) else v
+                for k, v in content["configuration"].items()
+            }
+        )
+        == run.config
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "rows.json"}
+
+
+def test_export_overwrites_only_with_force(run_directory, tmp_path, capsys):
+    mine, other = tmp_path / "mine.csv", tmp_path / "other.json"
+    mine.write_text("precious")
+    line = ["export", str(run_directory), "--csv", str(mine), "--json", str(other)]
+    assert main(line) == 2
+    assert "mine.csv is there already; pass another name, or --force" in capsys.readouterr().err
+    assert mine.read_text() == "precious"
+    assert not other.exists()
+    assert main([*line, "--force"]) == 0
+    assert mine.read_text().startswith(COLUMNS)
+
+
+def test_export_never_overwrites_the_record(run_directory, capsys):
+    record = run_directory / "run.sqlite"
+    before = record.read_bytes()
+    assert main(["export", str(run_directory), "--csv", str(record), "--force"]) == 2
+    assert "is the record of the run" in capsys.readouterr().err
+    assert record.read_bytes() == before
+
+
+# --- select
+
+
+def test_select_prints_positions_in_order_of_choice(arrays, capsys):
+    assert main([*SELECT, "-k", "7", "--seed", "3"]) == 0
+    expected = fastbadge.select_from_arrays(*arrays, 7, seed=3).tolist()
+    assert capsys.readouterr().out == "".join(f"{line}\n" for line in ["position", *expected])
+
+
+def test_select_writes_a_file_that_can_be_handed_back_as_labeled(arrays, capsys):
+    assert main([*SELECT, "-k", "30", "--seed", "0", "-o", "first.csv"]) == 0
+    assert main([*SELECT, "-k", "20", "--labeled", "first.csv", "-o", "second.csv"]) == 0
+    assert capsys.readouterr().out == ""
+    first, second = (Path(name).read_text().split() for name in ("first.csv", "second.csv"))
+    assert first[0] == second[0] == "position"
+    assert sorted(map(int, first[1:] + second[1:])) == list(range(50))
+    assert main([*SELECT, "-k", "1", "-o", "first.csv"]) == 2
+    assert Path("first.csv").read_text().split() == first
+
+
+def test_select_takes_labeled_positions_and_masks_from_npy(arrays, capsys):
+    done = np.arange(0, 50, 2)
+    np.save("positions.npy", done)
+    np.save("mask.npy", np.isin(np.arange(50), done))
+    outputs = []
+    for name in ("positions.npy", "mask.npy"):
+        assert main([*SELECT, "-k", "5", "--seed", "1", "--labeled", name]) == 0
+        outputs.append(capsys.readouterr().out)
+    expected = fastbadge.select_from_arrays(*arrays, 5, labeled=done, seed=1).tolist()
+    assert outputs == ["".join(f"{line}\n" for line in ["position", *expected])] * 2
+
+
+def test_select_by_a_strategy_that_needs_no_features(arrays, capsys):
+    assert main(["select", "--probabilities", "p.npy", "-k", "3", "--strategy", "margin"]) == 0
+    expected = fastbadge.select_from_arrays(arrays[0], None, 3, strategy="margin").tolist()
+    assert [int(line) for line in capsys.readouterr().out.split()[1:]] == expected
+
+
+def test_a_warning_is_one_line_too(arrays, capsys):
+    np.save("h.npy", np.zeros((50, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main([*SELECT, "-k", "5", "--seed", "0"]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1
+    assert err[0].startswith("fastbadge: warning: ")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes break otherwise on Windows")
+def test_a_reader_that_leaves_gets_no_traceback(arrays):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastbadge", *SELECT, "-k", "50"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1
+
+
+# --- bad input
+
+
+BAD = {
+    "unknown command": ("rum", 'Unknown command "rum"'),
+    "unknown flag": ("run --trails 3", "Did you mean --trials?"),
+    "flag without value": ("run --trials", "--trials requires an argument"),
+    "no number": ("run --trials three", "'three' is not a whole number"),
+    "part of a trial": ("run --trials 0.6", "'0.6' is not a whole number"),
+    "part of a label": ("run --initial 1.5", "'1.5' is not a whole number"),
+    "k and a half": ("select --probabilities p.npy -k 3.5", "'3.5' is not a whole number"),
+    "a device without float64": ("run --device meta", "device is 'meta', which cannot be used"),
+    "threads": ("run --threads 100000", "threads is 100000; expected at most"),
+    "a huge label": ("run --dataset npz:huge.npz", "y_train has labels 0 to 1099511627776 but no"),
+    "the same name twice": ("export . --csv x --json x", "--csv and --json are both x"),
+    "over its input": (
+        "select --probabilities p.npy --features h.npy -k 1 -o ./h.npy --force",
+        "h.npy is an input of this command",
+    ),
+    "labeled is too far": (
+        "select --probabilities p.npy --features h.npy -k 1 --labeled huge.txt",
+        "huge.txt, line 1: '99999999999999999999999' is no position",
+    ),
+    "no numbers": ("run --hidden 12,x", "--hidden"),
+    "trials 0": ("run --trials 0", "trials is 0; expected at least 1"),
+    "trials -1": ("run --trials -1", "trials is -1; expected at least 1"),
+    "jobs 0": ("run --jobs 0", "jobs is 0; expected at least 1"),
+    "learning rate": ("run --learning-rate nan", "learning_rate is nan"),
+    "more labels than the pool has": ("run --query 1000", "lower initial_labels, rounds or query"),
+    "unknown strategy": ("run --strategies bagde", "did you mean 'badge'?"),
+    "no strategy": ("run --strategies ,", "strategies is empty; expected"),
+    "unknown data set": ("run --dataset mnits", "did you mean mnist?"),
+    "label outside the classes": ("run --dataset npz:classes.npz", "y_test has class 7, which"),
+    "negative label": ("run --dataset npz:negative.npz", "y_train has label -1; expected"),
+    "pickled npz": ("run --dataset npz:pickled.npz", "pickled.npz"),
+    "text named npz": ("run --dataset npz:text.npz", "text.npz"),
+    "no such npz": ("run --dataset npz:none.npz", "none.npz"),
+    "unknown device": ("run --device quantum", "device is 'quantum'"),
+    "run directory under a file": ("run --out p.npy/run", "pass another --out"),
+    "run directory is a file": ("run --out p.npy", "pass another --out"),
+    "plot without a run": ("plot .", ". holds no run.sqlite"),
+    "plot of nothing": ("plot", "requires an argument"),
+    "export without a run": ("export none --csv x.csv", "none holds no run.sqlite"),
+    "export of nothing": ("export .", "pass --csv FILE, --json FILE or both"),
+    "no such array": ("select --probabilities none.npy --features h.npy -k 1", "none.npy is not"),
+    "a directory": ("select --probabilities . --features h.npy -k 1", ". is not there or is not"),
+    "k 0": ("select --probabilities p.npy --features h.npy -k 0", "k is 0; expected"),
+    "k too large": ("select --probabilities p.npy --features h.npy -k 51", "from 1 to 50"),
+    "no k": ("select --probabilities p.npy --features h.npy", "-k requires an argument"),
+    "no features": ("select --probabilities p.npy -k 1", "needs features"),
+    "shapes": ("select --probabilities p.npy --features short.npy -k 1", "features has 49"),
+    "pickled": ("select --probabilities pickled.npy --features h.npy -k 1", "not an .npy file"),
+    "text": ("select --probabilities text.npy --features h.npy -k 1", "not an .npy file"),
+    "nothing in it": ("select --probabilities void.npy --features h.npy -k 1", "not an .npy file"),
+    "empty pool": ("select --probabilities none_N.npy --features none_N.npy -k 1", "is empty"),
+    "npz": ("select --probabilities both.npz --features h.npy -k 1", ".npz archive"),
+    "logits": ("select --probabilities logits.npy --features h.npy -k 1", "expected [0, 1]"),
+    "NaN": ("select --probabilities nan.npy --features h.npy -k 1", "row 3"),
+    "seed": ("select --probabilities p.npy --features h.npy -k 1 --seed -1", "seed is -1"),
+    "labeled outside": (
+        "select --probabilities p.npy --features h.npy -k 1 --labeled far.txt",
+        "labeled has position 50; the pool has 0 to 49",
+    ),
+    "labeled is no number": (
+        "select --probabilities p.npy --features h.npy -k 1 --labeled words.txt",
+        "words.txt, line 2: 'two' is no position",
+    ),
+    "labeled is no text": (
+        "select --probabilities p.npy --features h.npy -k 1 --labeled binary.txt",
+        "binary.txt is not a text file",
+    ),
+    "unknown strategy to select": (
+        "select --probabilities p.npy --features h.npy -k 1 --strategy randon",
+        "did you mean 'random'?",
+    ),
+    "nowhere to write": (
+        "select --probabilities p.npy --features h.npy -k 1 -o none/picks.csv",
+        "none is not a directory",
+    ),
+    "a directory to write": (
+        "select --probabilities p.npy --features h.npy -k 1 -o .",
+        ". is not a file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_status_2_and_writes_nothing(case, arrays, capsys):
+    line, expected = BAD[case]
+    np.save("short.npy", np.ones((49, 3)))
+    np.save("pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.save("none_N.npy", np.ones((0, 4)))
+    np.save("logits.npy", np.full((50, 4), 7.0))
+    np.savez("both.npz", p=np.ones(3))
+    nan_NC = arrays[0].numpy().copy()
+    nan_NC[3, 1] = np.nan
+    np.save("nan.npy", nan_NC)
+    Path("text.npy").write_text("0.5,0.5\n")
+    Path("void.npy").touch()
+    Path("far.txt").write_text("1\n50\n")
+    Path("words.txt").write_text("1\ntwo\n")
+    Path("huge.txt").write_text("99999999999999999999999\n")
+    Path("binary.txt").write_bytes(b"\xff\xfe\x00")
+    x, y = np.ones((30, 3)), np.arange(30) % 3
+    for name, y_train, y_test in (
+        ("classes", y, np.full(30, 7)),
+        ("negative", y - 1, y),
+        ("huge", np.where(y == 2, 2**40, y), y),
+        ("pickled", y.astype(object), y),
+    ):
+        np.savez(f"{name}.npz", x_train=x, y_train=y_train, x_test=x, y_test=y_test)
+    Path("text.npz").write_text("0,1\n")
+    before = files_under(".")
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fastbadge: ")
+    assert err.count("\n") == 1 and err.endswith("\n")
+    assert expected in err
+    assert files_under(".") == before
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_a_directory_without_permission(arrays, capsys):
+    Path("locked").mkdir(mode=0o500)
+    for line in (["run", "--out", "locked/run"], ["run", "--out", "locked"]):
+        assert main([*line, *QUICK]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert main([*SELECT, "-k", "1", "-o", "locked/picks.csv"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_another_configuration_in_the_directory_is_refused(run_directory, capsys):
+    before = read_run(run_directory)
+    assert main(["run", *QUICK, "--seed", "7", "--out", str(run_directory)]) == 2
+    err = capsys.readouterr().err
+    assert "seed 0 -> 7" in err
+    assert err.count("\n") == 1
+    assert read_run(run_directory) == before
+
+
+def test_an_error_of_the_system_is_one_line(run_directory, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "x.png")
+
+    monkeypatch.setattr("fastbadge.lab.plots.write_plots", full)
+    assert main(["plot", str(run_directory)]) == 2
+    out, err = capsys.readouterr()
+    assert "labels" in out  # the table is not lost
+    assert err.startswith("fastbadge: no picture could be written to ")
+    assert "No space left on device; pass a directory" in err and err.count("\n") == 1
+
+
+def test_a_real_process_gives_the_status_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "fastbadge", "run", "--trials", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "fastbadge: trials is 0; expected at least 1\n"
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,23 @@
+"""BADGE on MNIST by the classic protocol; appends its trials to results_badge.txt."""
+
+import sys
+from pathlib import Path
+
+from fastbadge.cli import Whole, launch
+from fastbadge.lab.textlog import run_classic
+
+
+def train(*, data_dir: Path | None = None, trials: Whole = 5, rounds: Whole = 10) -> None:
+    """Run trials of BADGE on MNIST; each is appended to results_badge.txt when it is finished.
+
+    Args:
+        data_dir: Where the MNIST files are; downloaded to the user's cache by default.
+        trials: How many to add to those in the file.
+        rounds: Queries of 100 after the initial 100 labels.
+    """
+    log = Path("results_badge.txt")
+    run_classic("badge", log, data_dir=data_dir, trials=trials, rounds=rounds, on_trial=print)
+
+
+if __name__ == "__main__":
+    sys.exit(launch(train))
