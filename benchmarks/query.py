@@ -1,0 +1,192 @@
+"""The sampler against its floor and its rivals: one table, one JSON, one picture, in one run.
+
+    python benchmarks/query.py --data-dir DIR
+
+Ours and rivals run in turn in this process (scikit-activeml in one of its own); each figure is
+the median of five runs after one that warms up, or the only run where that takes over 5 s.
+(a) the plain matrix products; (b) the algorithm of the authors' code, (n) the same in lean NumPy,
+(c) in PyTorch; (d) the dense matrix with scikit-learn; (e) scikit-activeml. "x (a)" is our time
+over that of (a); the columns after it say how many times as long as ours the others take. A dash:
+not run, it would take many minutes or the memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from fastbadge import GradientEmbedding, kmeans_pp
+from fastbadge.lab.environment import describe_environment
+from fastbadge.lab.protocol import Config
+from pools import mnist_pool, synthetic_pool
+from rivals import (
+    ScikitActiveml,
+    dense_sklearn,
+    one_at_a_time_authors,
+    one_at_a_time_numpy,
+    one_at_a_time_torch,
+    products,
+)
+
+RESULTS = Path(__file__).parent / "results"
+ONCE_SECONDS = 5.0
+
+Rival = Callable[[GradientEmbedding, int], object]
+RIVALS: dict[str, Rival] = {
+    "a": products,
+    "b": one_at_a_time_authors,
+    "n": one_at_a_time_numpy,
+    "c": one_at_a_time_torch,
+    "d": dense_sklearn,
+}
+
+GROWTH = {
+    "N": (12_500, 25_000, 50_000, 100_000, 200_000),
+    "C": (2, 10, 50, 250, 1000),
+    "D": (32, 128, 512, 2048),
+    "k": (10, 100, 1000, 10_000),
+}
+
+
+@dataclass
+class Row:
+    """Seconds of one query of k by ours and by the rivals that were run."""
+
+    pool: str
+    k: int
+    ours: float
+    rivals: dict[str, float] = field(default_factory=dict)
+
+    def times_ours(self, rival: str) -> str:
+        """How many times as long as ours a rival takes."""
+        return f"{self.rivals[rival] / self.ours:.1f}" if rival in self.rivals else "-"
+
+
+def median_seconds(works: dict[str, Callable[[], object]], runs: int = 5) -> dict[str, float]:
+    """Median seconds of each, run in turn, so that a slow minute of the machine hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs + 1):
+        for name, work in works.items():
+            if seconds[name] and seconds[name][0] > ONCE_SECONDS:
+                continue
+            start = perf_counter()
+            work()
+            seconds[name].append(perf_counter() - start)
+    return {name: statistics.median(taken[1:] or taken) for name, taken in seconds.items()}
+
+
+def measure(pool: str, emb: GradientEmbedding, k: int, rivals: str = "a", runs: int = 5) -> Row:
+    """One row of the table."""
+    seeds = iter(range(1000))
+    works: dict[str, Callable[[], object]] = {"ours": lambda: kmeans_pp(emb, k, seed=next(seeds))}
+    works |= {name: partial(RIVALS[name], emb, k) for name in rivals}
+    taken = median_seconds(works, runs)
+    row = Row(pool, k, taken.pop("ours"), taken)
+    print(
+        f"{row.pool:44} {row.k:6} {row.ours:8.3f}"
+        f" {row.rivals['a']:8.3f} {row.ours / row.rivals['a']:6.2f}"
+        + "".join(f" {row.times_ours(name):>8}" for name in "bncde"),
+        flush=True,
+    )
+    return row
+
+
+def main_table(data_dir: Path) -> list[Row]:
+    """The pools of the targets."""
+    # The compiled arithmetic is loaded by the first large pool of a process; benchmarks/main_job.py
+    # has what a first query takes.
+    kmeans_pp(synthetic_pool(50_000, 10, 512, 0.85), 10)
+    mnist = mnist_pool(data_dir)
+    rows = [measure("MNIST MLP, 60,000 x (10, 64)", mnist, 100, "abncd")]
+    activeml = ScikitActiveml()
+    seconds = activeml.seconds(mnist, 100)
+    if seconds is None:
+        print(f"  (e) not run: {activeml.reason}")
+    else:
+        rows[0].rivals["e"] = seconds
+        print(f"  (e) scikit-activeml: {seconds:.2f} s, {rows[0].times_ours('e')} times ours")
+    rows.append(measure("MNIST MLP, 60,000 x (10, 64)", mnist, 1000, "abnc"))
+    for mean_top in (0.5, 0.7, 0.85, 0.95):
+        emb = synthetic_pool(50_000, 10, 512, mean_top)
+        name = f"synthetic {mean_top}, 50,000 x (10, 512)"
+        rows.append(measure(name, emb, 1000, "anc" if mean_top == 0.85 else "a"))
+        if mean_top == 0.85:
+            rows.append(measure(name, emb, 10_000, "ac"))
+    emb = synthetic_pool(50_000, 100, 512, 0.7)
+    rows.append(measure("synthetic 0.7, 50,000 x (100, 512)", emb, 1000, "ac"))
+    emb = synthetic_pool(320_000, 1000, 512, 0.7)
+    rows.append(measure("synthetic 0.7, 320,000 x (1,000, 512)", emb, 2500, "a"))
+    return rows
+
+
+def growth() -> dict[str, list[Row]]:
+    """Ours and the floor as one of N, C, D and k grows from 50,000 x (10, 128), k = 1,000."""
+    curves: dict[str, list[Row]] = {}
+    for axis, values in GROWTH.items():
+        curves[axis] = []
+        for value in values:
+            shape = {"N": 50_000, "C": 10, "D": 128, "k": 1000} | {axis: value}
+            emb = synthetic_pool(shape["N"], shape["C"], shape["D"], 0.85)
+            name = f"0.85, {shape['N']:,} x ({shape['C']:,}, {shape['D']:,})"
+            curves[axis].append(measure(f"{axis}: {name}", emb, shape["k"], "a", runs=3))
+    return curves
+
+
+def draw(rows: list[Row], curves: dict[str, list[Row]]) -> None:
+    """The table as bars, the growth as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 5, figsize=(16, 3.8), width_ratios=[2.4, 1, 1, 1, 1])
+    names = [f"{row.pool}, k = {row.k:,}" for row in rows]
+    axes[0].barh(names, [row.ours / row.rivals["a"] for row in rows], color="#0072B2")
+    axes[0].axvline(1, color="#555555", linewidth=1)
+    axes[0].invert_yaxis()
+    axes[0].set_xlabel("time / plain matrix products (a)")
+    axes[0].tick_params(axis="y", labelsize=7)
+    for axis, (letter, points) in zip(axes[1:], curves.items(), strict=True):
+        axis.loglog(GROWTH[letter], [p.ours for p in points], "o-", color="#0072B2", label="ours")
+        floor = [p.rivals["a"] for p in points]
+        axis.loglog(GROWTH[letter], floor, "s--", color="#D55E00", label="products (a)")
+        axis.set_xlabel(letter)
+        axis.grid(True, color="#e6e6e6")
+    axes[1].set_ylabel("seconds")
+    axes[1].legend(frameon=False)
+    figure.tight_layout()
+    for suffix in ("png", "svg"):
+        figure.savefig(RESULTS / f"query.{suffix}", dpi=150)
+
+
+def main() -> None:
+    """Measure, print, save, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True, help="where MNIST lies")
+    data_dir = parser.parse_args().data_dir
+    print(
+        f"{'pool':44} {'k':>6} {'ours s':>8} {'(a) s':>8} {'x (a)':>6}"
+        + "".join(f" {f'({name})/ours':>8}" for name in "bncde")
+    )
+    rows, curves = main_table(data_dir), growth()
+    record = {
+        "environment": describe_environment(Config(threads=torch.get_num_threads())),
+        "table": [asdict(row) for row in rows],
+        "growth": {axis: [asdict(row) for row in points] for axis, points in curves.items()},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "query.json").write_text(json.dumps(record, indent=2) + "\n")
+    draw(rows, curves)
+    print(f"saved: {RESULTS / 'query.json'} and its picture")
+
+
+if __name__ == "__main__":
+    main()
