@@ -25,6 +25,7 @@ import torch
 
 from fastbadge import GradientEmbedding, kmeans_pp
 from fastbadge.lab.environment import describe_environment
+from fastbadge.lab.plots import STYLE
 from fastbadge.lab.protocol import Config
 from pools import mnist_pool, synthetic_pool
 from rivals import (
@@ -144,31 +145,52 @@ def growth() -> dict[str, list[Row]]:
     return curves
 
 
+CONTESTANTS = {
+    "ours": ("fastbadge", "#0072B2", "o"),
+    "a": ("(a) plain products", "#D55E00", "s"),
+    "c": ("(c) one at a time, PyTorch", "#009E73", "^"),
+    "n": ("(n) one at a time, NumPy", "#CC79A7", "v"),
+    "b": ("(b) authors' algorithm", "#E69F00", "D"),
+    "d": ("(d) dense, scikit-learn", "#56B4E9", "P"),
+    "e": ("(e) scikit-activeml", "#555555", "X"),
+}
+
+
 def draw(rows: list[Row], curves: dict[str, list[Row]]) -> None:
-    """The table as bars, the growth as lines."""
-    import matplotlib
+    """The table as points, one line a pool; the growth as lines."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 5, figsize=(16, 3.8), width_ratios=[2.4, 1, 1, 1, 1])
-    names = [f"{row.pool}, k = {row.k:,}" for row in rows]
-    axes[0].barh(names, [row.ours / row.rivals["a"] for row in rows], color="#0072B2")
-    axes[0].axvline(1, color="#555555", linewidth=1)
-    axes[0].invert_yaxis()
-    axes[0].set_xlabel("time / plain matrix products (a)")
-    axes[0].tick_params(axis="y", labelsize=7)
-    for axis, (letter, points) in zip(axes[1:], curves.items(), strict=True):
-        axis.loglog(GROWTH[letter], [p.ours for p in points], "o-", color="#0072B2", label="ours")
-        floor = [p.rivals["a"] for p in points]
-        axis.loglog(GROWTH[letter], floor, "s--", color="#D55E00", label="products (a)")
-        axis.set_xlabel(letter)
-        axis.grid(True, color="#e6e6e6")
-    axes[1].set_ylabel("seconds")
-    axes[1].legend(frameon=False)
-    figure.tight_layout()
-    for suffix in ("png", "svg"):
-        figure.savefig(RESULTS / f"query.{suffix}", dpi=150)
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(12, 6.6), layout="constrained")
+        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.5, 1]).flat
+        table = upper.subplots()
+        for name, (label, color, marker) in CONTESTANTS.items():
+            taken = [row.ours if name == "ours" else row.rivals.get(name) for row in rows]
+            points = [(seconds, y) for y, seconds in enumerate(taken) if seconds is not None]
+            xs, ys = zip(*points, strict=True) if points else ((), ())
+            table.plot(xs, ys, marker, color=color, label=label, markersize=7)
+        table.set_yticks(range(len(rows)), [f"{row.pool}, k = {row.k:,}" for row in rows])
+        table.invert_yaxis()
+        table.set_xscale("log")
+        table.xaxis.set_major_formatter("{x:g}")
+        table.set_xlabel("seconds for one query, less is better")
+        table.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        panels = lower.subplots(1, len(curves), sharey=True)
+        for panel, (letter, points_of) in zip(panels, curves.items(), strict=True):
+            for name in ("ours", "a"):
+                label, color, marker = CONTESTANTS[name]
+                taken = [row.ours if name == "ours" else row.rivals["a"] for row in points_of]
+                panel.plot(GROWTH[letter], taken, marker=marker, color=color, label=label)
+            panel.loglog()
+            ticks = GROWTH[letter] if len(GROWTH[letter]) < 5 else GROWTH[letter][::2]
+            panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            panel.set_xticks([], minor=True)
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.set_xlabel(letter)
+        panels[0].set_ylabel("seconds")
+        for suffix in ("png", "svg"):
+            figure.savefig(RESULTS / f"query.{suffix}", dpi=150)
 
 
 def main() -> None:
