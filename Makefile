@@ -5,24 +5,28 @@ BIN := $(VENV)/bin
 # Where the benchmarks find MNIST (make bench DATA_DIR=...).
 DATA_DIR ?= ../shared/data/mnist
 
-.PHONY: help run test check bench clean
+.PHONY: help run test check docs bench clean
 
 help:
 	@echo "make run    install into $(VENV), then BADGE against random on real digits"
 	@echo "make test   install into $(VENV), then linters, types and the whole test suite"
+	@echo "make docs   install into $(VENV), then the docs site in docs/_build/index.html"
 	@echo "make bench  install into $(VENV), then every figure the project claims"
 	@echo "make clean  remove $(VENV) and caches; runs/ stays"
 
 run: $(VENV)/.run-installed
 	$(BIN)/fastbadge run
 
-test: $(VENV)/.dev-installed check
+test: $(VENV)/.dev-installed check docs
 	$(BIN)/python -m pytest --cov --numprocesses=2
 
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev-installed
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 
 bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/main_job.py --data-dir $(DATA_DIR)
@@ -37,9 +41,9 @@ $(VENV)/.run-installed: $(BIN)/python requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev-installed: $(BIN)/python requirements.txt requirements-dev.txt pyproject.toml
+$(VENV)/.dev-installed: $(BIN)/python requirements.txt requirements-dev.txt requirements-docs.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(VENV)/.run-installed
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -175,7 +175,7 @@ class GradientEmbedding:
     def sqdist_to(self, rows: Tensor | int) -> Tensor:
         """Squared distance of every gradient to those of `rows`: float64 [N, K].
 
-        Computed from the definition |g|2 + |r|2 - 2 <g, r> in float64 and clamped at 0; bitwise
+        Computed from the definition, `|g|² + |r|² - 2 <g, r>`, in float64 and clamped at 0; bitwise
         equal factors give exactly 0.
 
         Args:
