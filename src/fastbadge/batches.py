@@ -86,8 +86,11 @@ def iterate_batches(
     else:
         loader = _loader(pool, position_N, batch_size)
         rows_left = len(loader.dataset)  # type: ignore[arg-type]
+        streamed = isinstance(loader.dataset, IterableDataset)
         for collated in loader:
             count = min(loader.batch_size or 1, rows_left)
+            if streamed:  # whose length is what somebody says, so a batch counts for itself
+                count = next((len(t) for t in _tensors(collated) if t.ndim), count)
             rows_left -= count
             yield count, collated
 
@@ -190,7 +193,14 @@ def _parameters(forward: Callable[..., Any]) -> tuple[set[str], list[str], bool]
 
 
 def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Tensor) or any(_holds_tensors(part) for part in _parts(value))
+    return next(_tensors(value), None) is not None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    for part in _parts(value):
+        yield from _tensors(part)
 
 
 def as_tensor(values: Tensor | NDArray[Any]) -> Tensor:
