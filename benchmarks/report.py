@@ -87,6 +87,7 @@ def main() -> None:
     page = HEAD + query(read["query"])
     page += figures("The main job", "main_job.py", read["main_job"])
     page += figures("Pools on disk", "disk.py", read["disk"])
+    page += figures("A query over the forward pass alone", "forward.py", read["forward"])
     (FOLDER / "README.md").write_text(page.rstrip() + "\n")
 
 

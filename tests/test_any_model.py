@@ -63,6 +63,19 @@ def test_resnet_and_vgg_plain_and_wrapped(make, change):
         assert_gradients(wrapped, images(), head.weight, plain, head=head)
 
 
+def test_distributed_data_parallel_runs_the_module_inside(tmp_path):
+    model = resnet()
+    distributed = torch.distributed
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        assert_gradients(wrapped, images(), model[-1].weight, plain)
+    finally:
+        distributed.destroy_process_group()
+
+
 class Mean(nn.Module):
     def forward(self, x):
         return x.mean(dim=(2, 3))

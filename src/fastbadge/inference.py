@@ -199,39 +199,39 @@ def iterate_outputs(
     """
     model = _unwrapped(model)
     found = None if head is None else resolve_head(model, head)
-    watcher = Watcher()
     most_rows = sys.maxsize
-    with _evaluating(model, device) as place, closing(watcher):
+    with _evaluating(model, device) as place, closing(Watcher()) as watcher:
+
+        def run(part: Any, rows: int) -> tuple[Head, Tensor, Tensor | None] | None:
+            """Head, logits and features; None where memory ran out, and nothing of it is left."""
+            try:
+                # Not around a yield: the caller's modes are the caller's.
+                with _modes(place, amp):
+                    output = _run(model, moved(part, place), forward)
+                    calls = watcher.take()
+                    head = found or find_head(calls, output, rows, model, features=features)
+                    return head, *read_head(head, calls, output, rows, model)
+            except torch.OutOfMemoryError:
+                if rows == 1 or rows_of(part, slice(1), rows) is part:
+                    raise
+                watcher.take()
+                return None
+
         watcher.watch(linear_layers(model).values() if found is None else _layers(found))
         for rows, batch in batches:
             start = 0
             while start < rows:
                 count = min(most_rows, rows - start)
                 part = batch if count == rows else rows_of(batch, slice(start, start + count), rows)
-                part = moved(part, place)
-                short_of_memory = False
-                try:
-                    # Not around the yield: the caller's modes are the caller's.
-                    with _modes(place, amp):
-                        output = _run(model, part, forward)
-                        calls = watcher.take()
-                        head_now = found or find_head(
-                            calls, output, count, model, features=features
-                        )
-                        logit_BC, feature_BD = read_head(head_now, calls, output, count, model)
-                except torch.OutOfMemoryError:
-                    if count == 1 or (start == 0 and rows_of(batch, slice(1), rows) is batch):
-                        raise
-                    short_of_memory = True
-                if short_of_memory:  # outside of except, whose traceback holds the activations
-                    watcher.take()
+                result = run(part, count)
+                if result is None:
                     most_rows = _halve(count)
                     continue
+                head_now, logit_BC, feature_BD = result
                 if found is None:  # from now on the head alone is watched, so little is copied
                     found = head_now
                     _check_ending(found, logit_BC.shape[1], task)
                     watcher.watch(_layers(found))
-                del output, calls, part
                 start += count
                 yield logit_BC, feature_BD if features else None
 
