@@ -5,10 +5,15 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.stats
 import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fastbadge as fb
 
 
 def dense_gradients(error_NC: torch.Tensor, feature_ND: torch.Tensor) -> np.ndarray:
@@ -85,3 +90,52 @@ def literal_d2_sampling(
         weight_N = after[best]
         weight_N[picks] = 0.0
     return picks
+
+
+def images(count: int = 6, channels: int = 3, size: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, channels, size, size, generator=generator)
+
+
+def loss_of(logits: torch.Tensor, task: str) -> torch.Tensor:
+    """Cross-entropy of one example's logits against the model's own prediction."""
+    if task == "multiclass":
+        return F.cross_entropy(logits, logits.argmax(dim=1))
+    return F.binary_cross_entropy_with_logits(logits, (logits > 0).to(logits), reduction="sum")
+
+
+def assert_gradients(
+    model: nn.Module,
+    pool: Any,
+    weight: torch.Tensor,
+    logits_of: Callable[[nn.Module, Any], torch.Tensor],
+    *,
+    examples: Sequence[Any] | None = None,
+    task: str = "multiclass",
+    **options: Any,
+) -> None:
+    """The embedding's gradients are those of autograd, one backward pass an example.
+
+    `logits_of(model, example)` are the logits of a batch of one, `examples` those batches.
+    """
+    emb = fb.compute_gradient_embedding(model, pool, task=task, **options)
+    examples = [row[None] for row in pool] if examples is None else examples
+    assert len(emb) == len(examples)
+    training = model.training
+    model.eval()
+    frozen = weight.requires_grad
+    weight.requires_grad_(True)
+    rows = [
+        torch.autograd.grad(loss_of(logits_of(model, example), task), weight)[0].flatten()
+        for example in examples
+    ]
+    weight.requires_grad_(frozen)
+    model.train(training)
+    expected = torch.stack(rows)
+    assert float(expected.abs().amax()) > 0
+    scale = float(expected.abs().amax())
+    torch.testing.assert_close(emb.dense(), expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+def plain(model: nn.Module, example: torch.Tensor) -> torch.Tensor:
+    return model(example)

@@ -57,7 +57,8 @@ ALLOWED = {
     "screen_numba": {"rows", "screen"},
     "pools": {"gradients", "progress", "rows", "screen", "screen_numba"},
     "batches": set(),
-    "inference": {"batches", "progress"},
+    "heads": set(),
+    "inference": {"batches", "gradients", "heads", "progress"},
     "strategies": {"gradients", "kmeanspp", "pools"},
     "select": {
         "batches",

@@ -139,17 +139,17 @@ def test_shapes_of_output(change):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        lambda logits, hidden: logits.softmax(dim=1),
-        lambda logits, hidden: logits.sigmoid_(),
-        lambda logits, hidden: hidden.sum(),
+        (lambda logits, hidden: logits / 2, r"'classify' \(5 -> 3\).*pass head='classify'"),
+        (lambda logits, hidden: hidden.sum(), r"shape \(\) for a batch of 20.*or pass head="),
+        (lambda logits, hidden: "yes", "returns a str in which no logits.*pass forward=.* head="),
     ],
-    ids=["softmax", "sigmoid in place", "a number"],
+    ids=["temperature", "a number", "no tensor"],
 )
-def test_what_is_not_the_logits_is_refused_and_head_helps(change):
+def test_what_is_not_the_logits_is_refused_and_head_helps(change, message):
     model, x = Wrapped(change).double(), doubles(20, 4)
-    with pytest.raises(fb.InputError, match=r"pass head="):
+    with pytest.raises(fb.InputError, match=message):
         fb.compute_gradient_embedding(model, x)
     plain = nn.Sequential(model.embed, nn.ReLU(), model.classify)
     oracle = gradients_by_autograd(plain, model.classify, x, "multiclass", False)
@@ -194,13 +194,13 @@ def test_batches_of_keyword_arguments_and_a_shared_head_called_by_keyword():
     ("model", "head", "message"),
     [
         (nn.Sequential(nn.Flatten(), nn.ReLU()), None, "found no nn.Linear; pass head="),
-        # Softmax, not ReLU: what positive logits would pass through unchanged is found as it is.
-        (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), None, r"'0' \(4 -> 3\).*pass head='0'"),
+        # Tanh, not ReLU: what positive logits would pass through unchanged is found as it is.
+        (nn.Sequential(nn.Linear(4, 3), nn.Tanh()), None, r"'0' \(4 -> 3\).*pass head='0'"),
         (mlp().float(), "5", r"head='5' is not in the model; expected an nn.Linear.*'4' \(5 -> 3"),
         (mlp().float(), "1", "head='1' is a Tanh"),
         (mlp().float(), nn.Linear(5, 3), "that module is not in the model"),
         (
-            nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)), nn.Softmax(1)),
+            nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)), nn.Tanh()),
             None,
             r"found \.\.\., '2'",
         ),
@@ -221,11 +221,6 @@ def test_a_head_that_is_not_called_or_called_on_tokens():
         fb.compute_gradient_embedding(model, torch.ones(6, 4), head="unused")
     with pytest.raises(fb.InputError, match="head '' gave no row of logits"):
         fb.compute_gradient_embedding(nn.Linear(4, 3), torch.ones(6, 2, 4), head="")
-
-
-def test_the_output_is_no_tensor():
-    with pytest.raises(fb.InputError, match="returns a str in which no logits"):
-        fb.compute_gradient_embedding(Wrapped(lambda *_: "yes"), torch.ones(6, 4))
 
 
 # --- the model is left as it was
@@ -425,8 +420,8 @@ DATA = TensorDataset(torch.ones(10, 4))
         (DataLoader(DATA, batch_size=4, drop_last=True), "would drop the last 2 of 10"),
         (DataLoader(DATA, batch_size=None), "has batch_size=None"),
         (DataLoader(DATA, batch_sampler=BatchSampler(range(10), 2, False)), "by BatchSampler"),
-        (DataLoader(Stream()), "Stream, which has no positions"),
-        (Stream(), "Stream, which has no positions"),
+        (DataLoader(Stream()), "Stream without a length; give it __len__"),
+        (Stream(), "Stream without a length; give it __len__"),
         (iter([1]), "list_iterator, which has no positions"),
         (Endless(), "Endless without a length"),
         (DataLoader(Endless(), batch_size=2, sampler=range(4)), "Endless without a length"),

@@ -178,7 +178,7 @@ def test_random_never_runs_the_model():
 
 
 def test_uncertainty_needs_no_linear_head():
-    convolution = nn.Sequential(nn.Unflatten(1, (4, 1)), nn.Conv1d(4, 3, 1), nn.Flatten()).double()
+    convolution = nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 3, 4), nn.Flatten()).double()
     assert len(fb.select(convolution, X, 5, strategy="margin")) == 5
     with pytest.raises(fb.InputError, match=r"found no nn.Linear"):
         fb.select(convolution, X, 5)

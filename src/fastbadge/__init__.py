@@ -7,6 +7,7 @@ from fastbadge.errors import (
     FastbadgeError,
     InputError,
     MassExhaustedWarning,
+    OutOfMemoryWarning,
     RunError,
 )
 from fastbadge.gradients import GradientEmbedding
@@ -24,6 +25,7 @@ __all__ = [
     "GradientEmbedding",
     "InputError",
     "MassExhaustedWarning",
+    "OutOfMemoryWarning",
     "PoolView",
     "RunError",
     "__version__",

@@ -1,24 +1,44 @@
-"""Model and data to logits and penultimate features: one forward pass, the model left as it was.
-
-The head is found by watching: the last nn.Linear called whose output is what the model returns.
-"""
+"""Model and data to logits and penultimate features: one forward pass, the model left as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from fastbadge.batches import Batch, Pool, iterate_batches, pool_size
-from fastbadge.errors import InputError
+from fastbadge.batches import Pool, iterate_batches, model_arguments, moved, pool_size, rows_of
+from fastbadge.errors import InputError, OutOfMemoryWarning, level_outside
+from fastbadge.gradients import Task
+from fastbadge.heads import Head, Watcher, find_head, linear_layers, read_head, resolve_head
 from fastbadge.progress import progress_bar
 
 # Logits, and features where they were asked for, of some rows after the other.
 Batches: TypeAlias = Generator[tuple[Tensor, Tensor | None], None, None]
+Forward: TypeAlias = Callable[[nn.Module, Any], Any]
+Amp: TypeAlias = Literal["bf16", "fp16"]
+
+_AMP: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+# What a loss says about the outputs. Of independent outputs one is the binary case.
+_TASK_OF_LOSS: dict[str, Task] = {
+    "CrossEntropyLoss": "multiclass",
+    "cross_entropy": "multiclass",
+    "NLLLoss": "multiclass",
+    "nll_loss": "multiclass",
+    "BCEWithLogitsLoss": "multilabel",
+    "binary_cross_entropy_with_logits": "multilabel",
+    "BCELoss": "multilabel",
+    "binary_cross_entropy": "multilabel",
+    "MultiLabelSoftMarginLoss": "multilabel",
+    "multilabel_soft_margin_loss": "multilabel",
+}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,25 +61,33 @@ def infer(
     positions: Tensor | None = None,
     features: bool = True,
     head: str | nn.Module | None = None,
+    forward: Forward | None = None,
+    task: Task | None = None,
     batch_size: int = 512,
     device: str | torch.device | None = None,
+    amp: Amp | None = None,
     progress: bool | None = None,
 ) -> Outputs:
     """Logits and penultimate features of a pool by one forward pass in eval mode.
 
     Memory is the two results and one batch. Training flags, hooks, grad mode and device of the
-    model are as before when it returns or raises.
+    model are as before when it returns or raises. What torch.compile made of it is not run, and
+    still there afterwards.
 
     Args:
-        model: any classifier; its output is the logits, a tuple that starts with them, or has
-            them as `.logits` or `["logits"]`.
-        pool: a tensor or array, a map-style dataset, or a DataLoader that keeps the order.
+        model: any classifier; its output is the logits, or holds them under the name `logits` or
+            among its tensors.
+        pool: a tensor or array, a mapping of them, a dataset, or a DataLoader that keeps the order.
         positions: LongTensor[N] of pool positions to run, in that order; all by default.
         features: whether the head's input is wanted; without it any model will do.
-        head: dotted name, or module, of the nn.Linear to take as head. Its output then stands
-            for the logits whatever the model makes of it (softmax, a temperature).
-        batch_size: rows a forward pass; a DataLoader keeps its own.
+        head: dotted name, or module, of the linear layer to take as head. Its output then stands
+            for the logits whatever the model makes of it (a temperature).
+        forward: `forward(model, batch)` in place of what is guessed from a batch.
+        task: what a softmax or sigmoid at the model's end is held against.
+        batch_size: rows a forward pass; a DataLoader keeps its own. Halved, with an
+            OutOfMemoryWarning, as often as the device runs out of memory.
         device: where to run; the model is brought back afterwards. Default: where the model is.
+        amp: "bf16" or "fp16" to run under autocast.
         progress: show a bar; by default on a terminal only, after two seconds.
 
     Raises:
@@ -77,8 +105,11 @@ def infer(
         positions=positions,
         features=features,
         head=head,
+        forward=forward,
+        task=task,
         batch_size=batch_size,
         device=device,
+        amp=amp,
         progress=progress,
     )
     return collect(batches, pool_size(pool) if positions is None else len(positions))
@@ -109,8 +140,11 @@ def infer_batches(
     positions: Tensor | None = None,
     features: bool = True,
     head: str | nn.Module | None = None,
+    forward: Forward | None = None,
+    task: Task | None = None,
     batch_size: int = 512,
     device: str | torch.device | None = None,
+    amp: Amp | None = None,
     progress: bool | None = None,
 ) -> Batches:
     """What `infer` gives, a batch at a time: (logit_BC, feature_BD or None).
@@ -122,17 +156,18 @@ def infer_batches(
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size!r}; expected a whole number from 1")
+    if amp is not None and amp not in _AMP:
+        raise InputError(f"amp is {amp!r}; expected 'bf16', 'fp16' or None")
     N = pool_size(pool) if positions is None else len(positions)
-    layer = None if head is None else _resolve_head(model, head)
     batches = iterate_batches(pool, positions, batch_size, _float_dtype(model))
+    stream = iterate_outputs(
+        model, batches, head, features, device, forward=forward, task=task, amp=amp
+    )
 
     delay_seconds = 0.0 if progress else 2.0
     bar = progress_bar(N, "forward pass", "examples", show=progress, delay_seconds=delay_seconds)
     end = 0
-    with (
-        closing(iterate_outputs(model, batches, layer, features, device)) as stream,
-        bar as advance,
-    ):
+    with closing(stream), bar as advance:
         for logit_BC, feature_BD in stream:
             start, end = end, end + len(logit_BC)
             if end > N:
@@ -148,124 +183,161 @@ def infer_batches(
 
 def iterate_outputs(
     model: nn.Module,
-    batches: Iterable[tuple[int, Batch]],
-    head: nn.Linear | None,
+    batches: Iterable[tuple[int, Any]],
+    head: str | nn.Module | None,
     features: bool,
     device: str | torch.device | None,
+    *,
+    forward: Forward | None = None,
+    task: Task | None = None,
+    amp: Amp | None = None,
 ) -> Batches:
     """The forward pass, a batch at a time: (logit_BC, feature_BD or None) for each of `batches`.
 
-    The model is in eval mode, and watched, until the generator is exhausted or closed.
+    A batch that does not fit into the device's memory comes in parts. The model is in eval mode,
+    and watched, until the generator is exhausted or closed.
     """
-    calls: list[_Call] = []
-    with _evaluating(model, device) as place, ExitStack() as hooks:
-        if head is not None:
-            _watch([head], calls, hooks)
-        elif features:
-            _watch(_linears(model).values(), calls, hooks)
-        found = False
+    model = _unwrapped(model)
+    found = None if head is None else resolve_head(model, head)
+    most_rows = sys.maxsize
+    with _evaluating(model, device) as place, closing(Watcher()) as watcher:
+
+        def run(part: Any, rows: int) -> tuple[Head, Tensor, Tensor | None] | None:
+            """Head, logits and features; None where memory ran out, and nothing of it is left."""
+            try:
+                # Not around a yield: the caller's modes are the caller's.
+                with _modes(place, amp):
+                    output = _run(model, moved(part, place), forward)
+                    calls = watcher.take()
+                    head = found or find_head(calls, output, rows, model, features=features)
+                    return head, *read_head(head, calls, output, rows, model)
+            except torch.OutOfMemoryError:
+                if rows == 1 or rows_of(part, slice(1), rows) is part:
+                    raise
+                watcher.take()
+                return None
+
+        watcher.watch(linear_layers(model).values() if found is None else _layers(found))
         for rows, batch in batches:
-            calls.clear()
-            # no_grad, not inference_mode: what a model keeps from a forward pass (lazy parameters,
-            # cached tables) must stay fit for training. Not around the yield: the caller's grad
-            # mode is the caller's.
-            with torch.no_grad():
-                output = _forward(model, batch, place)
-            if head is not None:
-                call = _last_call(calls, head, model)
-            elif features:
-                call = _find_call(calls, _logits_in(output), rows, model)
-                if not found:  # from now on the head alone is watched, so little is copied
-                    found = True
-                    hooks.close()
-                    _watch([call.layer], calls, hooks)
-            else:
-                yield _as_matrix(_logits_in(output), rows, "the model returns logits"), None
-                continue
-            logit_BC = _as_matrix(call.output, rows, "the head returns logits")
-            yield logit_BC, call.feature.reshape(rows, -1) if features else None
+            start = 0
+            while start < rows:
+                count = min(most_rows, rows - start)
+                part = batch if count == rows else rows_of(batch, slice(start, start + count), rows)
+                result = run(part, count)
+                if result is None:
+                    most_rows = _halve(count)
+                    continue
+                head_now, logit_BC, feature_BD = result
+                if found is None:  # from now on the head alone is watched, so little is copied
+                    found = head_now
+                    _check_ending(found, logit_BC.shape[1], task)
+                    watcher.watch(_layers(found))
+                start += count
+                yield logit_BC, feature_BD if features else None
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Call:
-    """One call of a linear layer; copies, so that later in-place operations do not reach them."""
+def task_of(model: nn.Module, task: Task | None, loss: Any) -> Task | None:
+    """The task given, or the one that a loss, or a Hugging Face model's configuration, tells.
 
-    layer: nn.Module
-    feature: Tensor
-    output: Tensor
+    Args:
+        model: the model, whose `config.problem_type` counts if there is one.
+        task: what the user says.
+        loss: what it is trained with: a module, its class or a function; None to leave it open.
+
+    Raises:
+        InputError: a loss that tells nothing, or tells otherwise than `task`.
+
+    >>> task_of(nn.Linear(2, 3), None, nn.BCEWithLogitsLoss())
+    'multilabel'
+    """
+    problem = getattr(getattr(_unwrapped(model), "config", None), "problem_type", None)
+    if loss is None:
+        if problem == "regression" and task is None:
+            raise InputError(
+                "the model's config.problem_type is regression; pass task= if it is a classifier"
+            )
+        return "multilabel" if task is None and problem == "multi_label_classification" else task
+    kind = loss if isinstance(loss, type) or inspect.isroutine(loss) else type(loss)
+    names = [k.__name__ for k in kind.__mro__] if isinstance(kind, type) else [kind.__name__]
+    told = next((_TASK_OF_LOSS[name] for name in names if name in _TASK_OF_LOSS), None)
+    if told is None and task is None:
+        raise InputError(
+            f"loss is {names[0]}, which does not tell what the outputs mean; pass "
+            "task='multiclass', 'binary' or 'multilabel'"
+        )
+    if told is None or task is None:
+        return task or told
+    if (told == "multiclass") != (task == "multiclass"):
+        raise InputError(
+            f"task is {task} but loss is {names[0]}, which is for {told} outputs; leave one out"
+        )
+    return task
 
 
-def _watch(layers: Iterable[nn.Module], calls: list[_Call], hooks: ExitStack) -> None:
-    def record(
-        layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        # One row an example; to keep every token's activations would cost as much as training.
-        if output.numel() == output.shape[0] * output.shape[-1]:
-            feature = args[0] if args else kwargs["input"]
-            calls.append(_Call(layer, feature.detach().clone(), output.detach().clone()))
-
-    for layer in layers:
-        hooks.callback(layer.register_forward_hook(record, with_kwargs=True).remove)
+def _layers(head: Head) -> list[nn.Module]:
+    return [] if head.layer is None else [head.layer]
 
 
-def _find_call(calls: list[_Call], logits: Tensor, rows: int, model: nn.Module) -> _Call:
-    logit_BC = _as_matrix(logits, rows, "the model returns logits")
-    C = logit_BC.shape[1]
-    for call in reversed(calls):
-        if call.output.shape[-1] == C and call.output.numel() == logit_BC.numel():
-            output_BC = call.output.reshape(rows, C).to(logit_BC)
-            if _identical(output_BC, logit_BC):
-                return call
-    layers = _linears(model)
-    fitting = [name for name, layer in layers.items() if layer.out_features == C]
-    if fitting:
-        advice = f"if {fitting[-1]!r} is the layer that gives the logits, pass head={fitting[-1]!r}"
-    else:
-        advice = "pass head= with the one that gives the logits, or use select_from_arrays"
-    raise InputError(
-        f"no nn.Linear returned the model's output of shape {tuple(logits.shape)}; "
-        f"found {_listed(layers)}; {advice}"
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of torch.compile's, DataParallel's or DistributedDataParallel's wrapper.
+
+    Compiled code does not call hooks, and replicas would call them from several threads.
+    """
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+@contextmanager
+def _modes(place: torch.device | None, amp: Amp | None) -> Iterator[None]:
+    """No gradients, autocast if asked for, and nothing compiled."""
+    autocast: AbstractContextManager[Any] = nullcontext()
+    if amp is not None:
+        autocast = torch.autocast("cpu" if place is None else place.type, _AMP[amp])
+    # Parts of a model may be compiled too, which would pass hooks by or compile anew for them.
+    # Nothing can be where dynamo was never imported, which takes seconds.
+    eager: AbstractContextManager[Any] = nullcontext()
+    if "torch._dynamo" in sys.modules:
+        eager = torch.compiler.set_stance("force_eager")
+    # no_grad, not inference_mode: what a model keeps from a forward pass (lazy parameters, cached
+    # tables) must stay fit for training.
+    with torch.no_grad(), autocast, eager:
+        yield
+
+
+def _run(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
+    if forward is not None:
+        return forward(model, batch)
+    args, kwargs = model_arguments(batch, model.forward)
+    return model(*args, **kwargs)
+
+
+def _halve(rows: int) -> int:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = rows // 2
+    warnings.warn(
+        f"no memory for a batch of {rows} examples; going on with {half}, pass batch_size={half} "
+        "to start there",
+        OutOfMemoryWarning,
+        stacklevel=level_outside(),
     )
+    return half
 
 
-def _identical(left: Tensor, right: Tensor) -> bool:
-    # NaN equals NaN here: that the logits are not finite is said later, with the position.
-    return torch.equal(left, right) or torch.allclose(left, right, 0, 0, equal_nan=True)
-
-
-def _last_call(calls: list[_Call], head: nn.Linear, model: nn.Module) -> _Call:
-    if calls:
-        return calls[-1]
-    name = next(name for name, module in model.named_modules() if module is head)
-    raise InputError(
-        f"head {name!r} gave no row of logits an example (not called, or called on tokens or "
-        f"pixels); pass another: the model has {_listed(_linears(model))}"
-    )
-
-
-def _resolve_head(model: nn.Module, head: str | nn.Module) -> nn.Linear:
-    modules = dict(model.named_modules(remove_duplicate=False))
-    if isinstance(head, str):
-        found, name = modules.get(head), repr(head)
-    else:
-        found, name = next((m for m in modules.values() if m is head), None), "that module"
-    if isinstance(found, nn.Linear):
-        return found
-    reason = "is not in the model" if found is None else f"is a {type(found).__name__}"
-    raise InputError(
-        f"head={name} {reason}; expected an nn.Linear, and the model has {_listed(_linears(model))}"
-    )
-
-
-def _linears(model: nn.Module) -> dict[str, nn.Linear]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-
-
-def _listed(layers: Mapping[str, nn.Linear], most: int = 4) -> str:
-    if not layers:
-        return "no nn.Linear"
-    shown = [f"{name!r} ({m.in_features} -> {m.out_features})" for name, m in layers.items()]
-    return ("..., " if len(shown) > most else "") + ", ".join(shown[-most:])
+def _check_ending(head: Head, C: int, task: Task | None) -> None:
+    """Refuse a task that the model's last step contradicts."""
+    if head.ending == "sigmoid" and C > 1 and task != "multilabel":
+        raise InputError(
+            f"the model ends in a sigmoid over {C} outputs, and task is {task}; "
+            "pass task='multilabel'"
+        )
+    if head.ending in ("softmax", "log_softmax") and task == "multilabel":
+        raise InputError(f"the model ends in a {head.ending}, but task is {task}; leave it out")
 
 
 @contextmanager
@@ -299,45 +371,6 @@ def _evaluating(
             module.training = flag
         if move:
             model.to(homes[0])
-
-
-def _forward(model: nn.Module, batch: Batch, place: torch.device | None) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**{name: _moved(value, place) for name, value in batch.items()})
-    return model(_moved(batch, place))
-
-
-def _moved(value: Any, place: torch.device | None) -> Any:
-    if place is None or not isinstance(value, Tensor):
-        return value
-    return value.to(place, non_blocking=True)
-
-
-def _logits_in(output: Any) -> Tensor:
-    found = output
-    if hasattr(found, "logits"):
-        found = found.logits
-    elif isinstance(found, Mapping) and "logits" in found:
-        found = found["logits"]
-    elif isinstance(found, tuple | list) and found:
-        found = found[0]
-    if isinstance(found, Tensor):
-        return found
-    raise InputError(
-        f"the model returns a {type(output).__name__} in which no logits were found; expected a "
-        "tensor, a tuple that starts with one, or something with .logits; else pass head="
-    )
-
-
-def _as_matrix(logits: Tensor, rows: int, what: str) -> Tensor:
-    if logits.ndim > 0 and len(logits) == rows and logits.numel() == rows * logits.shape[-1]:
-        return logits.reshape(rows, -1)
-    if logits.shape == (rows,) or (rows == 1 and logits.ndim < 2):  # squeezed by the model
-        return logits.reshape(rows, -1)
-    raise InputError(
-        f"{what} of shape {tuple(logits.shape)} for a batch of {rows}; expected one row of C "
-        "logits an example (pass head= if another layer gives them)"
-    )
 
 
 def _room(matrix_BX: Tensor, N: int) -> Tensor:

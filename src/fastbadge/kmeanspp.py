@@ -15,9 +15,7 @@ tiles, threads, device or the dtype of the screen.
 
 from __future__ import annotations
 
-import sys
 import warnings
-from types import FrameType
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -25,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastbadge.errors import InputError, MassExhaustedWarning
+from fastbadge.errors import InputError, MassExhaustedWarning, level_outside
 from fastbadge.pools import GradientPool, ScaledPool
 from fastbadge.progress import Advance, progress_bar
 from fastbadge.rows import GrowingRows, Rows
@@ -210,17 +208,8 @@ def _uniform_rest(num_rows: int, k: int, picks: list[int], generator: torch.Gene
         f"every remaining gradient equals a chosen one after {len(picks)} picks; "
         f"the last {missing} of {k} were drawn uniformly",
         MassExhaustedWarning,
-        stacklevel=_level_outside(),
+        stacklevel=level_outside(),
     )
     order = torch.randperm(len(unchosen), generator=generator)[:missing].numpy()
     picked: list[int] = unchosen[order].tolist()
     return picked
-
-
-def _level_outside() -> int:
-    """The caller's stacklevel for the nearest frame outside this package: the user's own line."""
-    frame: FrameType | None = sys._getframe(1)
-    level = 1
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("fastbadge."):
-        frame, level = frame.f_back, level + 1
-    return level

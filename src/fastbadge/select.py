@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from fastbadge.batches import Pool, as_tensor, pool_size
 from fastbadge.errors import InputError
 from fastbadge.gradients import ArrayLike, GradientEmbedding, Task, resolve_task, sigmoid
-from fastbadge.inference import Batches, collect, infer_batches
+from fastbadge.inference import Amp, Batches, Forward, collect, infer_batches, task_of
 from fastbadge.kmeanspp import resolve_generator
 from fastbadge.pools import ArrayPool, DiskPool, GradientPool, SubsetPool, write_pool
 from fastbadge.pools.disk import PathLike, Storage
@@ -34,10 +34,13 @@ def select(
     strategy: str = "badge",
     labeled: Positions | None = None,
     head: str | nn.Module | None = None,
+    forward: Forward | None = None,
     task: Task | None = None,
+    loss: Any = None,
     include_bias: bool = False,
     batch_size: int = 512,
     device: str | torch.device | None = None,
+    amp: Amp | None = None,
     seed: int | None = None,
     generator: Generator | None = None,
     progress: bool | None = None,
@@ -49,18 +52,25 @@ def select(
     gradients, and leaves it as it was. A strategy that needs nothing of the model runs nothing.
 
     Args:
-        model: a classifier whose logits come from an nn.Linear, found by watching it.
-        pool: a tensor or array with one example a row, a map-style Dataset, or a DataLoader
-            that neither shuffles nor drops. Labels in it are ignored.
+        model: a classifier whose logits come from a linear layer or a 1x1 convolution, found by
+            watching it.
+        pool: a tensor or array with one example a row, a mapping of them (what a tokenizer
+            returns), a Dataset with a length, or a DataLoader that neither shuffles nor drops.
+            Labels in it are ignored.
         k: how many to choose.
         strategy: "badge" or another of `strategy_names()`.
         labeled: positions already labelled (or a boolean mask over the pool), never chosen.
-        head: name or module of the nn.Linear that gives the logits, where watching cannot tell.
-        task: "multiclass", "binary" or "multilabel"; by default binary for one output and
-            multiclass for more.
+        head: name or module of the layer that gives the logits, where watching cannot tell.
+        forward: a function of the model and a batch that returns the logits, where the input
+            cannot be guessed from the batch.
+        task: "multiclass", "binary" or "multilabel"; by default what `loss` tells, else binary
+            for one output and multiclass for more.
+        loss: what the model is trained with, such as `nn.BCEWithLogitsLoss()`.
         include_bias: count the gradient of the head's bias too; the paper does not.
-        batch_size: rows a forward pass; a DataLoader keeps its own.
+        batch_size: rows a forward pass; a DataLoader keeps its own. Halved, with a warning, as
+            often as the device runs out of memory.
         device: where to run; the model is brought back afterwards. Default: where the model is.
+        amp: "bf16" or "fp16" to run the model under autocast.
         seed: an integer, for the same choice every time. Uncertainty strategies draw nothing.
         generator: a CPU torch.Generator in place of a seed.
         progress: show a bar; by default on a terminal only, after two seconds.
@@ -84,6 +94,7 @@ def select(
     position_N = _selectable(labeled, pool_size(pool))
     _check_k(k, len(position_N))
     draw = resolve_generator(seed, generator)
+    task = task_of(model, task, loss)
     if not registered.needs:
         return _choose(registered, PoolView(len(position_N)), k, draw, position_N)
     batches = infer_batches(
@@ -92,8 +103,11 @@ def select(
         positions=None if labeled is None else position_N,
         features="gradients" in registered.needs,
         head=head,
+        forward=forward,
+        task=task,
         batch_size=batch_size,
         device=device,
+        amp=amp,
         progress=progress,
     )
     with _scratch_directory(factors_dir if "gradients" in registered.needs else None) as out:
@@ -108,10 +122,13 @@ def compute_gradient_embedding(
     pool: Pool,
     *,
     head: str | nn.Module | None = None,
+    forward: Forward | None = None,
     task: Task | None = None,
+    loss: Any = None,
     include_bias: bool = False,
     batch_size: int = 512,
     device: str | torch.device | None = None,
+    amp: Amp | None = None,
     progress: bool | None = None,
 ) -> GradientEmbedding: ...
 
@@ -122,10 +139,13 @@ def compute_gradient_embedding(
     pool: Pool,
     *,
     head: str | nn.Module | None = None,
+    forward: Forward | None = None,
     task: Task | None = None,
+    loss: Any = None,
     include_bias: bool = False,
     batch_size: int = 512,
     device: str | torch.device | None = None,
+    amp: Amp | None = None,
     progress: bool | None = None,
     out: PathLike,
     dtype: Storage | None = None,
@@ -137,10 +157,13 @@ def compute_gradient_embedding(
     pool: Pool,
     *,
     head: str | nn.Module | None = None,
+    forward: Forward | None = None,
     task: Task | None = None,
+    loss: Any = None,
     include_bias: bool = False,
     batch_size: int = 512,
     device: str | torch.device | None = None,
+    amp: Amp | None = None,
     progress: bool | None = None,
     out: PathLike | None = None,
     dtype: Storage | None = None,
@@ -161,8 +184,17 @@ def compute_gradient_embedding(
     """
     if out is None and dtype is not None:
         raise InputError(f"dtype is {dtype!r}, that of the files in out; pass out too")
+    task = task_of(model, task, loss)
     batches = infer_batches(
-        model, pool, head=head, batch_size=batch_size, device=device, progress=progress
+        model,
+        pool,
+        head=head,
+        forward=forward,
+        task=task,
+        batch_size=batch_size,
+        device=device,
+        amp=amp,
+        progress=progress,
     )
     needs: frozenset[Need] = frozenset({"gradients"})
     _, emb, _ = _gather(batches, pool_size(pool), needs, out, task, include_bias, dtype)

@@ -1,0 +1,422 @@
+"""The layer that gives the logits, found by watching what linear layers read and return.
+
+The head is the last linear layer called whose output is what the model returns: as it is, at one
+position of a sequence, as a mean over positions, or under a softmax or sigmoid. A linear layer
+called at P positions, W h_p + b each, whose outputs are averaged is W mean(h_p) + b: the gradient
+of the loss in W is that of one call on the mean of its inputs, so their mean is the feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fastbadge.errors import InputError
+
+Ending: TypeAlias = Literal["", "softmax", "log_softmax", "sigmoid"]
+
+_ENDINGS: dict[Ending, Callable[[Tensor], Tensor]] = {
+    "": lambda logit_BC: logit_BC,
+    "log_softmax": lambda logit_BC: logit_BC.log_softmax(dim=1),
+    "softmax": lambda logit_BC: logit_BC.softmax(dim=1),
+    "sigmoid": torch.sigmoid,
+}
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LINEAR_FORWARDS = {nn.Linear.forward, *(kind.forward for kind in _CONVOLUTIONS)}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Head:
+    """Where the logits of a model are: in its output, or in that of a layer.
+
+    Args:
+        layer: the linear layer, or None where the model's output is taken as it is.
+        place: which tensor of the model's output tells the logits; None to take the layer's own.
+        ending: what the model makes of the logits.
+    """
+
+    layer: nn.Module | None
+    place: int | None
+    ending: Ending = ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Call:
+    """One call of a linear layer, channels last; copies, so that in-place operations miss them."""
+
+    layer: nn.Module
+    feature: Tensor
+    output: Tensor
+
+
+class Watcher:
+    """Records the calls of linear layers until it is closed."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._hooks = ExitStack()
+
+    def watch(self, layers: Iterable[nn.Module]) -> None:
+        """Watch these layers and no others."""
+        self.close()
+        for layer in layers:
+            hook = layer.register_forward_hook(self._record, with_kwargs=True)
+            self._hooks.callback(hook.remove)
+
+    def close(self) -> None:
+        """Leave the layers as they were."""
+        self._hooks.close()
+        self._calls.clear()
+
+    def take(self) -> list[_Call]:
+        """The calls since the last time, in order."""
+        calls, self._calls = self._calls, []
+        return calls
+
+    def _record(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        feature = (*args, *kwargs.values())[0]
+        if not isinstance(output, Tensor):  # somebody's own layer
+            return
+        if isinstance(layer, _CONVOLUTIONS):
+            axis = _channel_axis(layer)
+            feature, output = feature.movedim(axis, -1), output.movedim(axis, -1)
+        # Of layers called on tokens or pixels only the last is kept: to keep every activation
+        # would cost as much as training.
+        if not _one_row_each(output):
+            self._calls = [call for call in self._calls if _one_row_each(call.output)]
+        self._calls.append(_Call(layer, _copy(feature), _copy(output)))
+
+
+def find_head(
+    calls: list[_Call], output: Any, rows: int, model: nn.Module, *, features: bool
+) -> Head:
+    """The head that a first batch of `rows` shows; with `features` it must be a layer.
+
+    Raises:
+        InputError: no such layer, several of them, or an output that is not one row an example.
+    """
+    tensors = tensors_in(output)
+    targets = {
+        place: _as_matrix(tensor, rows)
+        for place, tensor in enumerate(tensors)
+        if _is_matrix(tensor, rows, alone=len(tensors) == 1)
+    }
+    if not targets:
+        raise InputError(_no_matrix(output, tensors, rows))
+    for ending in _ENDINGS:
+        found = {
+            place: call
+            for place, target_BC in targets.items()
+            if (call := _matching(calls, target_BC, ending)) is not None
+        }
+        if found:
+            place = _place_of_logits(found, targets, calls, model)
+            layer = found[place].layer
+            _check_linear(found[place], model)
+            # What a layer's output equals needs no watching where no features are wanted.
+            watched = features or ending in ("softmax", "sigmoid")
+            return Head(layer if watched else None, place, ending)
+    if features:
+        raise InputError(_no_head(model, next(iter(targets.values()))))
+    if len(targets) > 1:
+        raise InputError(
+            f"the model returns {len(targets)} tensors of one row an example, none of them from a "
+            "linear layer; pass forward=lambda model, batch: ... that returns the logits"
+        )
+    ((place, target_BC),) = targets.items()
+    if target_BC.shape[1] > 1 and _are_probabilities(target_BC):
+        raise InputError(
+            "the model returns probabilities, not logits, and not from a linear layer; pass "
+            "forward=lambda model, batch: ... that returns their logarithm"
+        )
+    return Head(None, place)
+
+
+def read_head(
+    head: Head, calls: list[_Call], output: Any, rows: int, model: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    """Logits [rows, C] of one batch, and features [rows, D] where a layer was watched."""
+    if head.layer is not None and head.place is None:
+        return _read_given(head.layer, calls, output, rows, model)
+    tensors = tensors_in(output)
+    place = head.place or 0
+    if place >= len(tensors) or not _is_matrix(tensors[place], rows, alone=len(tensors) == 1):
+        raise InputError(_no_matrix(output, tensors[place : place + 1], rows))
+    target_BC = _as_matrix(tensors[place], rows)
+    if head.layer is None:
+        return target_BC, None
+    for call in reversed(calls):
+        pair = _pair(call, target_BC, head.ending)
+        if pair is not None:
+            return pair
+    raise InputError(
+        f"{_name(head.layer, model)} gave the model's output in the first batch but not in a later "
+        "one; pass head= with the layer that always gives the logits"
+    )
+
+
+def resolve_head(model: nn.Module, head: str | nn.Module) -> Head:
+    """The layer a user names; its output then stands for the logits whatever becomes of it."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(head, str):
+        found, name = modules.get(head), repr(head)
+    else:
+        found, name = next((m for m in modules.values() if m is head), None), "that module"
+    if found is not None and _is_linear(found):
+        return Head(found, None)
+    reason = "is not in the model" if found is None else f"is a {type(found).__name__}"
+    raise InputError(
+        f"head={name} {reason}; expected an nn.Linear or a 1x1 convolution, and the model has "
+        f"{_listed(linear_layers(model))}"
+    )
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Names and layers that return W h + b: nn.Linear and its like, and 1x1 convolutions.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Linear(4, 2))
+    >>> list(linear_layers(model))
+    ['1', '2']
+    """
+    return {name: module for name, module in model.named_modules() if _is_linear(module)}
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """The tensors of a model's output in order; only its logits where it names them."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        parts = [output["logits"]] if "logits" in output else list(output.values())
+    elif hasattr(output, "logits"):
+        parts = [output.logits]
+    elif is_dataclass(output):
+        parts = [getattr(output, field.name) for field in fields(output)]
+    elif isinstance(output, tuple | list):
+        parts = list(output)
+    else:
+        parts = []
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if isinstance(module, _CONVOLUTIONS):
+        whole = module.groups == 1 and module.padding in (
+            "same",
+            "valid",
+            (0,) * len(module.stride),
+        )
+        return whole and {*module.kernel_size, *module.stride} == {1}
+    # Quantised layers and adapters are no nn.Linear, but have its attributes.
+    return all(isinstance(getattr(module, n, None), int) for n in ("in_features", "out_features"))
+
+
+def _channel_axis(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> int:
+    return -len(layer.kernel_size) - 1
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _one_row_each(output: Tensor) -> bool:
+    return output.numel() == output.shape[0] * output.shape[-1]
+
+
+def _is_matrix(tensor: Tensor, rows: int, alone: bool) -> bool:
+    """Whether it is one row an example, axes of length 1 aside."""
+    if tensor.ndim == 0:  # squeezed by the model; a loss where there are others
+        return rows == 1 and alone
+    if len(tensor) == rows and sum(length > 1 for length in tensor.shape[1:]) <= 1:
+        return tensor.numel() > 0
+    return rows == 1 and tensor.ndim == 1
+
+
+def _as_matrix(tensor: Tensor, rows: int) -> Tensor:
+    return tensor.detach().reshape(rows, -1)
+
+
+def _matching(calls: list[_Call], target_BC: Tensor, ending: Ending) -> _Call | None:
+    """The last call that gave `target_BC`."""
+    return next((c for c in reversed(calls) if _pair(c, target_BC, ending) is not None), None)
+
+
+def _pair(call: _Call, target_BC: Tensor, ending: Ending) -> tuple[Tensor, Tensor] | None:
+    """Logits and features of a call if the model made `target_BC` of it."""
+    rows, C = target_BC.shape
+    if call.output.shape[-1] != C or call.output.numel() % target_BC.numel():
+        return None
+    output_BPC = call.output.reshape(rows, -1, C)
+    feature_BPD = call.feature.reshape(*output_BPC.shape[:2], -1)
+    if output_BPC.shape[1] == 1:
+        logit_BC, feature_BD = output_BPC[:, 0], feature_BPD[:, 0]
+        if not ending:
+            same = _identical(logit_BC.to(target_BC), target_BC)
+            return (logit_BC, feature_BD) if same else None
+    else:
+        logit_BC, feature_BD = _wide(output_BPC).mean(dim=1), _wide(feature_BPD).mean(dim=1)
+    if _close(_ENDINGS[ending](_wide(logit_BC)), target_BC):
+        return logit_BC, feature_BD
+    if output_BPC.shape[1] == 1 or ending:
+        return None
+    # One position of each sequence, as of the last token.
+    same_BP = torch.isclose(
+        output_BPC.to(target_BC), target_BC[:, None], rtol=0, atol=0, equal_nan=True
+    ).all(dim=2)
+    if not bool(same_BP.any(dim=1).all()):
+        return None
+    position_B = same_BP.int().argmax(dim=1)
+    row_B = torch.arange(rows, device=position_B.device)
+    return output_BPC[row_B, position_B], feature_BPD[row_B, position_B]
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _identical(left: Tensor, right: Tensor) -> bool:
+    # NaN equals NaN here: that the logits are not finite is said later, with the position.
+    return torch.equal(left, right) or torch.allclose(left, right, 0, 0, equal_nan=True)
+
+
+def _close(left_BC: Tensor, right_BC: Tensor) -> bool:
+    """Equal but for the order of additions."""
+    # 2e-5 for float32 (means over 3,000 positions differ by 1e-6), 4e-2 for bfloat16
+    tolerance = torch.finfo(right_BC.dtype).eps ** (2 / 3)
+    left_BC = left_BC.to(right_BC.dtype)
+    scale = float(right_BC.abs().nan_to_num(nan=0.0, posinf=0.0).amax())
+    return torch.allclose(left_BC, right_BC, tolerance, tolerance * scale, equal_nan=True)
+
+
+def _are_probabilities(target_BC: Tensor) -> bool:
+    return bool((target_BC >= 0).all() & ((target_BC.sum(dim=1) - 1).abs() < 1e-3).all())
+
+
+def _place_of_logits(
+    found: dict[int, _Call], targets: dict[int, Tensor], calls: list[_Call], model: nn.Module
+) -> int:
+    """Which of the tensors that linear layers gave is the logits."""
+    place = max(found, key=lambda place: _index(calls, found[place]))
+    last = found[place]
+    place = next(p for p in found if found[p].layer is last.layer)  # a head called twice: the first
+    heads = {id(call.layer): call for call in found.values() if not _feeds(call, last)}
+    if len(heads) > 1:
+        names = [_name(call.layer, model) for call in heads.values()]
+        raise InputError(
+            f"the model returns the outputs of {len(names)} layers: {', '.join(names)}; pass "
+            f"head={names[0]} or another of them"
+        )
+    for other, target_BC in targets.items():
+        # Whoever returns the features first returns what the head reads; anything else may be the
+        # logits of another kind of head beside the embedding.
+        if other >= place or other in found:
+            continue
+        feature_BD = last.feature.reshape(len(target_BC), -1)
+        if feature_BD.shape != target_BC.shape or not _close(feature_BD, target_BC):
+            raise InputError(
+                f"the model returns a tensor of shape {tuple(target_BC.shape)} before the output "
+                f"of {_name(last.layer, model)}; pass head={_name(last.layer, model)} if that gives"
+                " the logits, else forward="
+            )
+    return place
+
+
+def _index(calls: list[_Call], call: _Call) -> int:
+    return next(i for i, other in enumerate(calls) if other is call)
+
+
+def _feeds(call: _Call, last: _Call) -> bool:
+    """Whether it may be an embedding that the last layer reads, rather than a second head."""
+    return (
+        call.layer is not last.layer
+        and call.output.shape[-1] == last.feature.shape[-1]
+        and not (call.feature.shape == last.feature.shape and call.feature.equal(last.feature))
+    )
+
+
+def _check_linear(call: _Call, model: nn.Module) -> None:
+    """Refuse a layer of somebody's own that looks linear and is not (a cosine classifier)."""
+    layer = call.layer
+    if type(layer).forward in _LINEAR_FORWARDS:
+        return
+    feature = call.feature[:8]
+    if isinstance(layer, _CONVOLUTIONS):
+        feature = feature.movedim(-1, _channel_axis(layer))
+    with torch.no_grad():
+        whole, half, none = (layer.forward(feature * share) for share in (1.0, 0.5, 0.0))
+    gap = float((half - (whole + none) / 2).abs().amax())
+    # Dynamically quantised layers round their input to a 256th of its range.
+    if gap > 0.05 * float((whole - none).abs().amax()):
+        raise InputError(
+            f"{_name(layer, model)} is a {type(layer).__name__}, which is not W h + b, so its "
+            "gradient has no two factors; use select_from_arrays with factors of your own"
+        )
+
+
+def _read_given(
+    layer: nn.Module, calls: list[_Call], output: Any, rows: int, model: nn.Module
+) -> tuple[Tensor, Tensor]:
+    if calls and calls[-1].output.numel() == rows * calls[-1].output.shape[-1]:
+        call = calls[-1]
+        return call.output.reshape(rows, -1), call.feature.reshape(rows, -1)
+    for tensor in tensors_in(output) if calls else ():
+        if _is_matrix(tensor, rows, alone=False):
+            pair = _pair(calls[-1], _as_matrix(tensor, rows), "")
+            if pair is not None:
+                return pair
+    raise InputError(
+        f"head {_name(layer, model)} gave no row of logits an example (not called, or called on "
+        f"tokens or pixels that the model neither averages nor takes one of); pass another: the "
+        f"model has {_listed(linear_layers(model))}"
+    )
+
+
+def _no_matrix(output: Any, tensors: list[Tensor], rows: int) -> str:
+    if not tensors:
+        return (
+            f"the model returns a {type(output).__name__} in which no logits were found; expected "
+            "a tensor or something with .logits; pass forward=lambda model, batch: ..., or head="
+        )
+    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors[:3])
+    return (
+        f"the model returns logits of shape {shapes} for a batch of {rows}; expected one row of C "
+        "logits an example: of tokens or pixels pass forward=lambda model, batch: ... that "
+        "averages their logits, or pass head= if another layer gives them"
+    )
+
+
+def _no_head(model: nn.Module, target_BC: Tensor) -> str:
+    layers = linear_layers(model)
+    C = target_BC.shape[1]
+    fitting = [name for name, layer in layers.items() if _width(layer)[1] == C]
+    if fitting:
+        advice = f"if {fitting[-1]!r} is the layer that gives the logits, pass head={fitting[-1]!r}"
+    else:
+        advice = "pass head= with the one that gives the logits, or use select_from_arrays"
+    return (
+        f"no nn.Linear returned the model's output of shape {tuple(target_BC.shape)}; "
+        f"found {_listed(layers)}; {advice}"
+    )
+
+
+def _name(layer: nn.Module, model: nn.Module) -> str:
+    return repr(next(name for name, module in model.named_modules() if module is layer))
+
+
+def _width(layer: nn.Module) -> tuple[Any, Any]:
+    if isinstance(layer, _CONVOLUTIONS):
+        return layer.in_channels, layer.out_channels
+    return layer.in_features, layer.out_features
+
+
+def _listed(layers: Mapping[str, nn.Module], most: int = 4) -> str:
+    if not layers:
+        return "no nn.Linear"
+    shown = [f"{name!r} ({' -> '.join(map(str, _width(m)))})" for name, m in layers.items()]
+    return ("..., " if len(shown) > most else "") + ", ".join(shown[-most:])
