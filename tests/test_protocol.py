@@ -45,7 +45,11 @@ def test_impossible_settings_are_refused_by_name(field, value, expected):
     [
         ("strategies", ("bagde",), "badge"),
         ("dataset", "minst", "did you mean mnist"),
-        ("dataset", "svhn", "expected one of digits, mnist, fashion_mnist, npz:PATH"),
+        (
+            "dataset",
+            "imagenet",
+            "expected one of digits, mnist, fashion_mnist, svhn, cifar10, openml:ID",
+        ),
         ("device", "toaster", "device is 'toaster'"),
         ("device", "cuda:99", "pass cpu"),
     ],
