@@ -233,8 +233,9 @@ def is_resplit(name: str) -> bool:
 
 
 def has_images(name: str) -> bool:
-    """Whether a data set is one of images by its name, rather than of tables or whatever."""
-    return _find(name)[0].images
+    """Whether a name is that of a set of images; False for an unknown one, and for npz."""
+    source = _SOURCES.get(name.partition(":")[0])
+    return source is not None and source.images
 
 
 def load_dataset(
