@@ -22,8 +22,8 @@ def folder_and_size(argument: str) -> tuple[Path, int]:
         DataError: no such folder.
         InputError: a size that is no whole number of at least 1.
 
-    >>> folder_and_size(".:size=64")
-    (PosixPath('.'), 64)
+    >>> folder_and_size(".:size=64")[1]
+    64
     """
     given, size = argument, str(_DEFAULT_SIZE)
     if _SIZE in argument:

@@ -1,7 +1,8 @@
 """The classifiers of the experiments: rows in, logits out, weights from the given generator alone.
 
 Models for images are those for 32 x 32 pixels: a first convolution of 3 x 3 without a stride, and
-no pooling before the first block.
+no pooling before the first block. What their BatchNorm keeps for testing moves by a tenth each
+step: give them train_batch so small that a round's training has some 30 steps.
 """
 
 from __future__ import annotations

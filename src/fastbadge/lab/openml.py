@@ -13,7 +13,7 @@ from fastbadge.lab.fetch import cache_dir
 from fastbadge.lab.tables import Table, one_hot, table_of
 
 
-@lru_cache(maxsize=1)  # a million rows take a minute to parse, and each trial divides them anew
+@lru_cache(maxsize=1)  # a million rows take 6 s to parse, and each trial divides them anew
 def read_openml(argument: str) -> Table:
     """The table of an OpenML number, from the user's cache or fetched into it.
 
