@@ -5,7 +5,9 @@ import torch
 
 torch.manual_seed(0)  # what is drawn while tests are collected, such as a parameter's weights
 
-MNIST_DIR = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+DATA = Path(__file__).parents[2] / "shared" / "data"
+MNIST_DIR = DATA / "mnist"
+LETTER_CSV = DATA / "letter" / "letter.csv"
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +16,11 @@ def mnist_dir() -> Path:
     if not MNIST_DIR.is_dir():
         pytest.skip(f"no MNIST files at {MNIST_DIR}")
     return MNIST_DIR
+
+
+@pytest.fixture(scope="session")
+def letter_csv() -> Path:
+    """The real table of letters, laid beside the repository."""
+    if not LETTER_CSV.is_file():
+        pytest.skip(f"no table of letters at {LETTER_CSV}")
+    return LETTER_CSV

@@ -140,7 +140,7 @@ def test_the_default_directory_is_one_for_each_configuration(tmp_path, monkeypat
 
 
 def test_settings_are_those_of_the_configuration():
-    names = {field.name for field in dataclasses.fields(Config)} - {"dataset"}
+    names = {field.name for field in dataclasses.fields(Config)} - {"dataset", "protocol"}
     assert {field.name for field in dataclasses.fields(Settings)} == names
 
 

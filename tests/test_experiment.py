@@ -80,12 +80,12 @@ def test_labels_are_never_asked_twice(small_run):
 def test_every_round_starts_from_weights_of_its_own(monkeypatch, tmp_path):
     drawn = []
 
-    def spy(*args, generator):
+    def spy(*args, generator, **others):
         drawn.append(generator.initial_seed())
-        return made(*args, generator=generator)
+        return made(*args, generator=generator, **others)
 
-    made = experiment.mlp
-    monkeypatch.setattr(experiment, "mlp", spy)
+    made = experiment.build_model
+    monkeypatch.setattr(experiment, "build_model", spy)
     run_experiment(SMALL, tmp_path, jobs=1)
     # Trial 0 of badge, trial 0 of random, trial 1 of badge, trial 1 of random.
     assert drawn[0:4] == drawn[4:8] and drawn[8:12] == drawn[12:16]

@@ -84,6 +84,7 @@ def test_long_commands_start_what_they_say(words, tmp_path, monkeypatch):
     )
     if words[0] == "fastbadge":
         monkeypatch.setattr("fastbadge.cli._show_run", lambda *_: None)
+        monkeypatch.setattr("fastbadge.files.write_whole", lambda *_: None)
         assert main(words[1:]) == 0
     else:
         monkeypatch.setattr("sys.argv", words[1:])

@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
 from fastbadge.errors import RunError
-from fastbadge.lab.models import mlp
+from fastbadge.lab.models import build_model, mlp
 from fastbadge.lab.protocol import Config
 from fastbadge.lab.training import evaluate, train
 
@@ -64,7 +64,7 @@ def train_by_hand(weights, x_LF, y_L, config, shuffler):
             back = (error @ w2) * (before > 0)
             gradients = [back.T @ x, back.sum(axis=0), error.T @ hidden, error.sum(axis=0)]
             norm = math.sqrt(sum((g**2).sum() for g in gradients))
-            scale = min(1.0, config.clip_norm / (norm + 1e-6))
+            scale = min(1.0, config.clip_norm / (norm + 1e-6)) if config.clip_norm else 1.0
             step += 1
             for i, g in enumerate(gradients):
                 moment1[i] = 0.9 * moment1[i] + 0.1 * g * scale
@@ -76,7 +76,7 @@ def train_by_hand(weights, x_LF, y_L, config, shuffler):
     return history
 
 
-@pytest.mark.parametrize("clip_norm", [0.05, 1.0, 1e6])
+@pytest.mark.parametrize("clip_norm", [0.05, 1.0, 1e6, 0.0])
 def test_training_follows_adam_on_clipped_gradients(blobs, clip_norm):
     config = Config(
         learning_rate=0.01, train_batch=25, max_epochs=6, stop_accuracy=1.0, clip_norm=clip_norm
@@ -126,3 +126,78 @@ def test_evaluation_against_scikit_learn(blobs):
     probabilities = model(x).softmax(dim=1).detach().numpy()
     assert accuracy == accuracy_score(y, probabilities.argmax(axis=1))
     assert loss == pytest.approx(log_loss(y, probabilities), rel=1e-12)
+
+
+def test_evaluation_in_parts_is_that_of_the_whole():
+    y = torch.arange(1203) % 3
+    x = torch.randn(1203, 5, generator=generator(), dtype=torch.float64) + y[:, None]
+    model = mlp(5, (7,), 3, generator=generator()).double()
+    sizes = []
+    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    accuracy, loss = evaluate(model, x, y)
+    assert sum(sizes) == 1203 and max(sizes) <= 500
+    with torch.no_grad():
+        logits = model(x)
+    assert accuracy == accuracy_score(y, logits.argmax(dim=1))
+    assert loss == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-12)
+
+
+class Remembering(nn.Dropout):
+    """A dropout that keeps what it dropped."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.masks = [*getattr(self, "masks", []), y == 0]
+        return y
+
+
+def test_dropout_draws_from_the_generator_of_training(blobs):
+    """As one process trains one model after the other, whatever was drawn between."""
+    config = Config(train_batch=25, max_epochs=3, stop_accuracy=1.0)
+    seen = []
+    for seed, between in ((1, 0), (1, 5), (2, 0)):
+        torch.rand(between)
+        model = nn.Sequential(
+            *mlp(5, (40,), 3, generator=generator()).double()[:1],
+            Remembering(0.3),
+            nn.Linear(40, 3, dtype=torch.float64, device="meta").to_empty(device="cpu"),
+        )
+        nn.init.constant_(model[2].weight, 0.1)
+        nn.init.zeros_(model[2].bias)
+        before = torch.random.get_rng_state()
+        train(model, *blobs, config, generator=generator(seed))
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert not model.training or len(model[1].masks) == 9
+        seen.append((torch.cat(model[1].masks), model[0].weight.detach()))
+    (masks, weights), again, other = seen
+    assert torch.equal(masks, again[0]) and torch.equal(weights, again[1])
+    assert not torch.equal(masks, other[0])
+    assert not torch.equal(masks[:60], masks[60:120])  # anew each epoch
+    share = float(masks.double().mean())
+    assert abs(share - 0.3) < 4 * math.sqrt(0.3 * 0.7 / masks.numel())
+
+
+def test_dropout_of_zero_changes_no_shuffle(blobs):
+    config = Config(train_batch=25, max_epochs=3, stop_accuracy=1.0)
+    shuffler = generator(4)
+    model = mlp(5, (7,), 3, generator=generator()).double()
+    history = train_by_hand(list(model.parameters()), *blobs, config, generator(4))
+    train(model, *blobs, config, generator=shuffler)
+    np.testing.assert_allclose(model[0].weight.detach().numpy(), history[-1][0][0], rtol=1e-9)
+    drawn = generator(4)
+    for _ in range(3):
+        torch.randperm(60, generator=drawn)
+    assert torch.equal(shuffler.get_state(), drawn.get_state())
+
+
+def test_images_are_trained_on_as_rows():
+    """A small ResNet learns which half of an image is bright; BatchNorm's state moves with it."""
+    y = torch.arange(121) % 2
+    x = torch.randn(121, 1, 9, 9, generator=generator()) * 0.1
+    x[:, :, :4] += y[:, None, None, None]
+    model = build_model("resnet18", (1, 9, 9), 2, generator=generator())
+    config = Config(model="resnet18", train_batch=10, max_epochs=10)
+    epochs = train(model, x.reshape(121, -1), y, config, generator=generator(1))
+    assert epochs < 10
+    assert int(model[2].num_batches_tracked) == 13 * epochs  # the last batch is of one
+    assert evaluate(model, x.reshape(121, -1), y)[0] > 0.9

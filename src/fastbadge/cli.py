@@ -86,7 +86,7 @@ Whole = Annotated[int, Parameter(converter=_whole, n_tokens=1)]
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run may have otherwise than its data set's protocol; None keeps the protocol's.
+    """What a run may have otherwise than its protocol; None keeps the protocol's.
 
     Args:
         strategies: Names, comma-separated (see: fastbadge strategies). Default: badge,random.
@@ -95,12 +95,14 @@ class Settings:
         initial_labels: Examples labelled at random at first. Default: digits 20, MNIST 100.
         query_size: Examples that each query adds. Default: digits 20, MNIST 100.
         seed: Every random number derives from it. Default: 0.
+        model: mlp, linear, resnet18, vgg11, or MODULE:FUNCTION of yours. Default: mlp.
         hidden: Widths of the MLP's hidden layers, comma-separated. Default: 128,64.
+        dropout: Share of each of them that training drops. Default: 0.
         learning_rate: Of Adam. Default: digits 1e-3, MNIST 1e-4.
         train_batch: Examples in one step of training. Default: 100.
         max_epochs: Training of a round ends here. Default: digits 300, MNIST 100.
         stop_accuracy: Or at this accuracy on the labelled examples. Default: 0.99.
-        clip_norm: The gradient of a step is scaled down to this norm. Default: 1.
+        clip_norm: The gradient of a step is scaled down to this norm (0: never). Default: 1.
         device: Where tensors live: cpu or cuda. Default: cpu.
         threads: Of torch in each process. Default: 1.
     """
@@ -116,7 +118,9 @@ class Settings:
         int | None, Parameter(name=["--query", "--query-size"], converter=_whole, n_tokens=1)
     ] = None
     seed: Whole | None = None
+    model: str | None = None
     hidden: Annotated[tuple[int, ...] | None, _comma_separated(int)] = None
+    dropout: float | None = None
     learning_rate: float | None = None
     train_batch: Whole | None = None
     max_epochs: Whole | None = None
@@ -129,7 +133,9 @@ class Settings:
 @app.command
 def run(
     *,
-    dataset: str = "digits",
+    dataset: str | None = None,
+    protocol: str | None = None,
+    config: Path | None = None,
     settings: Settings | None = None,
     data_dir: Path | None = None,
     out: Path | None = None,
@@ -140,8 +146,10 @@ def run(
     A run that was stopped resumes with the same command; a finished one is shown again at once.
 
     Args:
-        dataset: digits, mnist, fashion_mnist or npz:PATH (see: fastbadge datasets).
-        settings: What differs from the data set's protocol.
+        dataset: See: fastbadge datasets. Default: digits, or what the protocol is for.
+        protocol: digits, classic or paper (Ash et al. 2020). Default: what suits the data set.
+        config: TOML file of settings, such as the config.toml of a run; flags go before it.
+        settings: What differs from the protocol.
         data_dir: Where the data set's files are. What is not there is downloaded to the cache.
         out: Run directory. Default: runs/ and a name made of the data set and of what differs
             from its protocol. A run given more trials or strategies is extended.
@@ -149,21 +157,28 @@ def run(
     """
     from joblib import cpu_count
 
+    from fastbadge.files import write_whole
+    from fastbadge.lab.configfile import FILE_NAME, as_toml, read_toml
     from fastbadge.lab.experiment import run_experiment
     from fastbadge.lab.progress import follow
-    from fastbadge.lab.protocol import config_for
+    from fastbadge.lab.protocol import config_for, deviations
 
-    config = config_for(dataset, **asdict(settings or Settings()))
-    directory = out or _default_directory(config)
+    flags = asdict(settings or Settings()) | {"dataset": dataset, "protocol": protocol}
+    given = {name: value for name, value in flags.items() if value is not None}
+    chosen = config_for(**((read_toml(config) if config else {}) | given))
+    directory = out or _default_directory(chosen)
     console = Console(stderr=True)
     try:
-        with follow(config, console, jobs=jobs or cpu_count()) as on_round:
+        with follow(chosen, console, jobs=jobs or cpu_count()) as on_round:
             finished = run_experiment(
-                config, directory, data_dir=data_dir, jobs=jobs, on_round=on_round
+                chosen, directory, data_dir=data_dir, jobs=jobs, on_round=on_round
             )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"stopped; the same command resumes {directory}") from stop
     _show_run(finished, directory)
+    for line in deviations(chosen):
+        print(f"Differs from what was published: {line}")
+    write_whole(directory / FILE_NAME, as_toml(chosen))
     print(f"Run: {directory}; its rows: fastbadge export {directory} --csv FILE")
 
 
@@ -293,8 +308,10 @@ def _default_directory(config: Config) -> Path:
     from fastbadge.lab.protocol import config_for
 
     # What differs from the protocol is the name, so another configuration is another directory.
-    protocol = asdict(config_for(config.dataset))
+    protocol = asdict(config_for(config.dataset, protocol=config.protocol))
     parts = [config.dataset]
+    if config.protocol != config_for(config.dataset).protocol:
+        parts.append(config.protocol)
     for name, value in asdict(config).items():
         if value != protocol[name]:
             shown = "+".join(map(str, value)) if isinstance(value, tuple) else value

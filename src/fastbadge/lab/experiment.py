@@ -18,7 +18,7 @@ import torch
 from fastbadge.errors import InputError, RunError
 from fastbadge.lab.datasets import Dataset, is_resplit, load_dataset
 from fastbadge.lab.environment import describe_environment
-from fastbadge.lab.models import mlp
+from fastbadge.lab.models import build_model
 from fastbadge.lab.protocol import Config, check_pool_size, check_runnable
 from fastbadge.lab.seeds import generator_for, seed_for
 from fastbadge.lab.store import (
@@ -157,10 +157,12 @@ def _run_trial(
 
     for round in range(len(done), config.points):
         start = perf_counter()
-        model = mlp(
-            dataset.x_pool_NF.shape[1],
-            config.hidden,
+        model = build_model(
+            config.model,
+            dataset.shape,
             dataset.num_classes,
+            hidden=config.hidden,
+            dropout=config.dropout,
             generator=generator_for(config.seed, trial, round, "weights"),
         ).to(config.device)
         known_L = labeled_L.to(config.device)

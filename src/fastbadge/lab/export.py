@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from fastbadge.lab.protocol import deviations
 from fastbadge.lab.store import RoundRow, Run
 
 COLUMNS = (
@@ -33,9 +34,13 @@ def as_csv(run: Run) -> str:
 
 
 def as_json(run: Run) -> str:
-    """An object with `configuration`, `environment` and `rows`, the same rows as the CSV."""
+    """An object with `configuration`, `deviations` from what was published, `environment`, `rows`.
+
+    The rows are those of the CSV.
+    """
     content = {
         "configuration": asdict(run.config),
+        "deviations": deviations(run.config),
         "environment": run.environment,
         "rows": [_values(row) for row in run.rows],
     }

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastbadge.errors import DataError
 from fastbadge.lab.arrays import Arrays
+from fastbadge.lab.fetch import fetch_files
 from fastbadge.lab.idx import read_idx
 
 # In the order of `Arrays`.
 _FILES = ("train-images", "train-labels", "t10k-images", "t10k-labels")
-_ATTEMPTS = 2
-_TIMEOUT_SECONDS = (5, 30)  # to connect, to wait for the next bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,13 @@ def read_mnist(name: str, data_dir: Path | None) -> Arrays:
     Raises:
         DataError: an incomplete or broken set of files, the other set's files, or no network.
     """
-    paths = (find_files(name, data_dir) if data_dir else None) or _fetch(name, data_dir)
+    paths = find_files(name, data_dir) if data_dir else None
+    if paths is None:
+        source = SOURCES[name]
+        md5s = dict(zip(map(_gz_name, _FILES), source.md5s, strict=True))
+        paths = fetch_files(
+            name, source.mirrors, md5s, data_dir=data_dir, what="its four IDX files"
+        )
     x_pool, y_pool, x_test, y_test = (
         read_idx(path, ndim=3 if "images" in path.name else 1) for path in paths
     )
@@ -108,43 +112,3 @@ def _find(folder: Path, file: str) -> Path | None:
 
 def _gz_name(file: str) -> str:
     return f"{file}-idx{3 if 'images' in file else 1}-ubyte.gz"
-
-
-def _fetch(name: str, data_dir: Path | None) -> tuple[Path, ...]:
-    import pooch
-
-    cache = Path(pooch.os_cache("fastbadge")) / name
-    pooch.get_logger().setLevel("ERROR")  # what went wrong is told in one line below
-    md5s = SOURCES[name].md5s
-    try:
-        return tuple(
-            _fetch_file(name, _gz_name(file), md5, cache)
-            for file, md5 in zip(_FILES, md5s, strict=True)
-        )
-    except (OSError, ValueError) as error:
-        where = f"under {data_dir} nor in" if data_dir else "in --data-dir nor in"
-        raise DataError(
-            f"{name} is neither {where} the cache {cache}, and fetching it failed "
-            f"({type(error).__name__}); pass --data-dir with its four IDX files, or "
-            "--dataset digits, which needs no file"
-        ) from error
-
-
-def _fetch_file(name: str, file: str, md5: str, cache: Path) -> Path:
-    """The cached file if its checksum is right, else the first mirror's that has the right one."""
-    import pooch
-    import requests
-
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=_TIMEOUT_SECONDS)
-    failures: list[Exception] = []
-    for _ in range(_ATTEMPTS):
-        for mirror in SOURCES[name].mirrors:
-            try:
-                return Path(
-                    pooch.retrieve(mirror + file, f"md5:{md5}", file, cache, None, downloader)
-                )
-            except (OSError, ValueError) as failure:  # ValueError: another checksum
-                failures.append(failure)
-        if all(isinstance(failure, requests.ConnectionError) for failure in failures):
-            break  # no network: trying again would only make the user wait
-    raise failures[-1]

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastbadge.errors import InputError, RunError
-from fastbadge.lab.protocol import Config
+from fastbadge.lab.protocol import Config, as_text
 
 FILE_NAME = "run.sqlite"
 SCHEMA_VERSION = 1
@@ -280,7 +280,7 @@ def _check_same(recorded: Config, config: Config, directory: Path) -> None:
         return
     theirs, yours = asdict(recorded), asdict(config)
     difference = ", ".join(
-        f"{name} {_as_text(theirs[name])} -> {_as_text(yours[name])}"
+        f"{name} {as_text(theirs[name])} -> {as_text(yours[name])}"
         for name in yours
         if theirs[name] != yours[name]
     )
@@ -288,10 +288,6 @@ def _check_same(recorded: Config, config: Config, directory: Path) -> None:
         f"{directory} holds a run of another configuration ({difference}); "
         "pass its settings or another --out"
     )
-
-
-def _as_text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _read_config(connection: sqlite3.Connection, path: Path) -> Config:

@@ -1,0 +1,68 @@
+"""A configuration as a TOML file: written beside a run, and read in place of flags."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastbadge.errors import InputError
+from fastbadge.lab.protocol import Config, deviations, nearest
+
+FILE_NAME = "config.toml"
+
+
+def as_toml(config: Config) -> str:
+    """All settings, under comments that tell what differs from the publication.
+
+    >>> print(as_toml(Config()).splitlines()[1])
+    dataset = "digits"
+    """
+    comments = [f"# {line}" for line in deviations(config)]
+    if comments:
+        comments.insert(0, "# Differs from what was published:")
+    lines = [f"{name} = {_written(value)}" for name, value in asdict(config).items()]
+    return "\n".join([*comments, *lines, ""])
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings of a file, some or all of `Config`'s, for `config_for`.
+
+    Raises:
+        InputError: no such file, no TOML, a name that no setting has, a value of another type.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be read as TOML: {reason}") from error
+    defaults = asdict(Config())
+    for name in content:
+        if name not in defaults:
+            raise InputError(f"{path} has {name!r}, no setting; {nearest(name, defaults)}")
+    return {
+        name: _typed(value, defaults[name], f"{path}: {name}") for name, value in content.items()
+    }
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, str):
+        # A JSON string is a TOML string, but for this one character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value)
+
+
+def _typed(value: Any, like: Any, name: str) -> Any:
+    """The value, if it is of the type of another."""
+    if isinstance(like, tuple) and isinstance(value, list):
+        return tuple(_typed(item, like[0], name) for item in value)
+    if isinstance(like, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(like):
+        kinds = {int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
+        raise InputError(f"{name} is {value!r}; expected {kinds[type(like)]}")
+    return value
