@@ -44,6 +44,9 @@ $(VENV)/.run-installed: $(BIN)/python requirements.txt pyproject.toml
 
 $(VENV)/.dev-installed: $(BIN)/python requirements.txt requirements-dev.txt requirements-docs.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	# Apart: beside a CPU build of torch, torchvision breaks whatever looks for it.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/timm timm==1.0.31 torchvision==0.28.0
 	@touch $@ $(VENV)/.run-installed
 
 clean:
