@@ -185,8 +185,8 @@ def test_an_incomplete_set_names_what_is_missing(tmp_path, small):
             struct.pack(">4B3I", 0, 0, 8, 3, *[2**32 - 1] * 3),
             "has 0 bytes .* promises 79228162458924105385300197",
         ),
-        (gzip.compress(bytes(1000))[:-9], "cannot be read"),
-        (gzip.compress(bytes(1000))[:-8] + bytes(8), "cannot be read"),
+        (gzip.compress(bytes(1000), mtime=0)[:-9], "cannot be read"),
+        (gzip.compress(bytes(1000), mtime=0)[:-8] + bytes(8), "cannot be read"),
         (b"\x1f\x8b\x08" + bytes(40), "cannot be read"),
     ],
 )
