@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch import distributed as dist
@@ -41,7 +43,7 @@ class Job:
     def __init__(self, group: Group = None) -> None:
         self.rank, self.size = 0, 1
         self.device = torch.device("cpu")
-        self._group = None if group is False else group
+        self.group = None if group is False else group
         if group is False or not (dist.is_available() and dist.is_initialized()):
             return
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
@@ -56,7 +58,7 @@ class Job:
             return [value]
         said: list[Any] = [None] * self.size
         with self._all_there():
-            dist.all_gather_object(said, value, group=self._group)
+            dist.all_gather_object(said, value, group=self.group)
         return said
 
     @contextmanager
@@ -85,7 +87,7 @@ class Job:
             word[num_words] = 1
         if self.size > 1:
             with self._all_there():
-                dist.all_reduce(word, group=self._group)
+                dist.all_reduce(word, group=self.group)
         if bool(word[num_words]):
             self._raise_any(failure)
 
@@ -128,6 +130,56 @@ class Job:
                 f"hangs or does not make the same calls ({_line_about(error)}); look for the "
                 "first error among the others, or pass group=False to work alone"
             ) from error
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Shard:
+    """The rows of a pool that one process works on, `start` to `stop` - 1.
+
+    >>> shard = Shard.of(Job(), num_rows=5, step=2)
+    >>> len(shard), shard.lowest(torch.tensor([3.0, 1.0, 2.0, 1.0, 5.0]), k=3)
+    (5, tensor([1, 3, 2]))
+    """
+
+    job: Job
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, job: Job, num_rows: int, step: int) -> Shard:
+        """This process's part, as even as whole steps allow, so that each batch is a whole one."""
+        steps = -(-num_rows // step)
+        start, stop = (steps * rank // job.size * step for rank in (job.rank, job.rank + 1))
+        return cls(job, start, min(stop, num_rows))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def lowest(self, value_N: Tensor, k: int) -> Tensor:
+        """Rows of the k lowest values in the whole pool, from the values of each shard's rows.
+
+        LongTensor[k], the lowest first; ties go to the lowest row. At most k values a process
+        travel.
+        """
+        row_K = value_N.argsort(stable=True)[:k]
+        said = self.job.gather((value_N[row_K].cpu().numpy(), row_K.cpu().numpy() + self.start))
+        values, rows = (np.concatenate(part) for part in zip(*said, strict=True))
+        return torch.from_numpy(rows[np.argsort(values, kind="stable")[:k]])
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model that no process can run without the others.
+
+    Raises:
+        InputError: some of its parameters lie in other processes.
+    """
+    for module in model.modules():
+        names = {kind.__name__ for kind in type(module).__mro__}
+        if names & {"FullyShardedDataParallel", "FSDPModule"}:
+            raise InputError(
+                "the model's parameters are spread over the processes (FSDP), which then must run "
+                "it in step; pass group=False, and each runs it over the whole pool"
+            )
 
 
 @contextmanager

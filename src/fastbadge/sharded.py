@@ -145,47 +145,40 @@ class ShardedWeights:
 
     def _bring(self, row_B: NDArray[np.int64], centres: Rows | None) -> Proposals:
         """Rows of all processes, each found, weighed and sent by the one that holds it."""
+        B = len(row_B)
         ours_B = np.flatnonzero(self._holder(row_B) == self._job.rank)
         none = self._pool.rows(slice(0, 0))
-        widths = [2, 2, 2, 2, *(_words(x).shape[1] for x in (none.error_BC, none.feature_BD))]
-        with self._job.adding(len(row_B) * sum(widths)) as words:
-            our_row_B = row_B[ours_B]
-            p = propose(
-                self._pool,
-                our_row_B - self._start,
-                self._tree.weight_N[our_row_B - self._start],
-                centres,
-            )
-            columns = [our_row_B, p.drawn_from_B, p.weight_B]
-            tensors = [*map(torch.from_numpy, columns), p.rows.sqnorm_B]
-            tensors += [p.rows.error_BC, p.rows.feature_BD]
-            place = torch.from_numpy(ours_B).to(words.device)
-            ours_BW = torch.cat([_words(x).to(words.device) for x in tensors], dim=1)
-            words.view(len(row_B), -1)[place] = ours_BW
-        row, drawn_from, weight, *of_rows = torch.split(words.view(len(row_B), -1), widths, dim=1)
-        sqnorm, error, feature = (part.to(none.sqnorm_B.device) for part in of_rows)
+        dtypes = [torch.int64, torch.float64, torch.float64, torch.float64]
+        dtypes += [none.error_BC.dtype, none.feature_BD.dtype]
+        columns = [1, 1, 1, 1, none.error_BC.shape[1], none.feature_BD.shape[1]]
+        widths = [n * dtype.itemsize // 4 for n, dtype in zip(columns, dtypes, strict=True)]
+        with self._job.adding(B * sum(widths)) as words:
+            if len(ours_B):
+                held_B = row_B[ours_B] - self._start
+                p = propose(self._pool, held_B, self._tree.weight_N[held_B], centres)
+                numbers = map(torch.from_numpy, (row_B[ours_B], p.drawn_from_B, p.weight_B))
+                parts = (*numbers, p.rows.sqnorm_B, p.rows.error_BC, p.rows.feature_BD)
+                ours_BW = [_reread(part, torch.int32).to(words.device) for part in parts]
+                at = torch.from_numpy(ours_B).to(words.device)
+                words.view(B, -1)[at] = torch.cat(ours_BW, dim=1)
+        found = torch.split(words.view(B, -1), widths, dim=1)
+        row_B1, drawn_from_B1, weight_B1, sqnorm_B1, error_BC, feature_BD = map(
+            _reread, found, dtypes
+        )
+        place = none.sqnorm_B.device
         return Proposals(
-            _values(row.cpu(), torch.int64)[:, 0].numpy(),
-            _values(drawn_from.cpu(), torch.float64)[:, 0].numpy(),
-            _values(weight.cpu(), torch.float64)[:, 0].numpy(),
-            Rows(
-                _values(error, none.error_BC.dtype),
-                _values(feature, none.feature_BD.dtype),
-                _values(sqnorm, torch.float64)[:, 0],
-            ),
+            row_B1[:, 0].cpu().numpy(),
+            drawn_from_B1[:, 0].cpu().numpy(),
+            weight_B1[:, 0].cpu().numpy(),
+            Rows(error_BC.to(place), feature_BD.to(place), sqnorm_B1[:, 0].to(place)),
         )
 
 
-def _words(values_BX: Tensor) -> Tensor:
-    """The bits of a matrix, or of a column, as int32 [B, W]."""
+def _reread(values_BX: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bits of a matrix, or of a column, as a matrix of another type."""
     matrix_BX = values_BX if values_BX.ndim == 2 else values_BX[:, None]
-    return matrix_BX.contiguous().view(torch.int32)
-
-
-def _values(word_BW: Tensor, dtype: torch.dtype) -> Tensor:
-    """What these bits stand for."""
     # A copy, as contiguous() leaves a single row its stride, which view() may refuse.
-    return word_BW.clone(memory_format=torch.contiguous_format).view(dtype)
+    return matrix_BX.clone(memory_format=torch.contiguous_format).view(dtype)
 
 
 def _no_rows(num_classes: int, num_features: int, dtype: torch.dtype) -> GradientPool:
