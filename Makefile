@@ -28,6 +28,7 @@ bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/main_job.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/query.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/disk.py
+	$(BIN)/python benchmarks/distributed.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/report.py
 
 $(BIN)/python:

@@ -24,7 +24,7 @@ HEAD = """# Benchmarks
 
 `make bench` (or `make bench DATA_DIR=...` where MNIST lies elsewhere) prints and saves every
 figure on this page; `python benchmarks/report.py` writes the page from what was saved. It needs
-20 minutes, 5 GB of disk and 12 GB of memory.
+25 minutes, 5 GB of disk and 12 GB of memory.
 
 """
 
@@ -87,6 +87,7 @@ def main() -> None:
     page = HEAD + query(read["query"])
     page += figures("The main job", "main_job.py", read["main_job"])
     page += figures("Pools on disk", "disk.py", read["disk"])
+    page += figures("Several processes", "distributed.py", read["distributed"])
     (FOLDER / "README.md").write_text(page.rstrip() + "\n")
 
 

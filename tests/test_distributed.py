@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +17,8 @@ from sklearn.datasets import load_digits
 
 import jobs
 from fastbadge.sumtree import SumTree
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +130,24 @@ def test_a_process_that_hangs_or_dies_holds_nobody_up(three, what):
         assert "\n" not in process[what]
 
 
+def test_the_example_runs_under_torchrun():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(ROOT / "examples" / "torchrun_select.py")]
+    result = subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=jobs.SECONDS,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = sorted(line for line in result.stdout.splitlines() if line.startswith("process "))
+    assert [line[:16] for line in lines] == ["process 0 of 2 p", "process 1 of 2 p"]
+    first, second = (json.loads(line.partition("picked ")[2]) for line in lines)
+    assert first == second
+    assert len(set(first)) == 20
+
+
 @given(
     st.lists(st.floats(0, 1e300), min_size=1, max_size=70).filter(any),
     st.lists(st.integers(0, 70), min_size=1, max_size=5),
@@ -134,28 +160,31 @@ def test_trees_that_hold_parts_draw_like_one_that_holds_all(weight, borders, see
     N = len(weight_N)
     starts = np.array([0, *sorted(min(border, N) for border in borders)])
     whole = SumTree(weight_N)
+
+    def holder(row_B: np.ndarray) -> np.ndarray:
+        return np.searchsorted(starts, row_B, side="right") - 1
+
     parts = [
         SumTree(weight_N[start:stop], start, N)
         for start, stop in zip(starts, [*starts[1:], N], strict=True)
     ]
-    for _ in range(2):
-        told, first_row = next(iter([part.share_out(starts) for part in parts]))
-        holder = np.searchsorted(starts, first_row, side="right") - 1
-        sums = [parts[h].sums(told[[i]])[0] for i, h in enumerate(holder)]
-        for part in parts:
-            part.tell(told, np.array(sums))
-            assert part.total == whole.total
+    told, first_row = [part.share_out(starts) for part in parts][-1]
+    sums = [parts[h].sums(told[[i]])[0] for i, h in enumerate(holder(first_row))]
+    for part in parts:
+        part.tell(told, np.array(sums))
+    for _ in range(3):
+        assert {part.total for part in parts} == {whole.total}
         if whole.total == 0:
             return
-        row_B = whole.draw(rng.random(30))
         uniform_B = rng.random(30)
-        expected = whole.draw(uniform_B)
+        row_B = whole.draw(uniform_B)
         drawn = [part.draw(uniform_B) for part in parts]
-        holder_B = np.searchsorted(starts, drawn[0], side="right") - 1
-        assert ([drawn[h][i] for i, h in enumerate(holder_B)] == expected).all()
-        # Lower some, each tree those that it holds, and look again.
-        lowered_B = rng.random(30)
+        assert all((holder(drawn_B) == holder(row_B)).all() for drawn_B in drawn)
+        assert [drawn[h][i] for i, h in enumerate(holder(row_B))] == row_B.tolist()
+        # Lower them, each tree after it has heard of those that it does not hold.
+        path_BL = np.concatenate([parts[holder(row_B[[i]])[0]].path(row_B[[i]]) for i in range(30)])
+        lowered_B = rng.random(30) * path_BL[:, 0]
         whole.lower(row_B, lowered_B)
-        holder_B = np.searchsorted(starts, row_B, side="right") - 1
-        for h, part in enumerate(parts):
-            part.lower(row_B[holder_B == h], lowered_B[holder_B == h])
+        for part in parts:
+            part.hear(row_B, path_BL)
+            part.lower(row_B, lowered_B)

@@ -92,8 +92,7 @@ def kmeans_pp(
     with job.together():
         _check_arguments(k, len(emb), first, tile_mb)
         draw = resolve_generator(seed, generator)
-    job.expect_same(k=k, first=first, seed=seed)
-    job.align(draw)
+    job.align(draw, k=k, first=first, seed=seed)
     weights: Weights
     if isinstance(emb, ShardedPool):
         weights = emb.weights(tile_mb)

@@ -98,7 +98,8 @@ def select(
         draw = resolve_generator(seed, generator)
         shard = _shard(job, registered, model, pool, len(position_N), batch_size)
     if shard is not None:
-        job.expect_same(
+        job.align(
+            draw,
             k=k,
             strategy=strategy,
             pool_size=pool_size(pool),
@@ -108,7 +109,6 @@ def select(
             include_bias=include_bias,
             batch_size=batch_size,
         )
-    job.align(draw)
     if not registered.needs:
         return _choose(registered, PoolView(len(position_N)), k, draw, position_N)
     ours = position_N if shard is None else position_N[shard.start : shard.stop]

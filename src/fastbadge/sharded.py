@@ -1,16 +1,14 @@
 """A pool over several processes, each of which holds some of its rows and nothing of the others'.
 
-What a process needs of others comes in two exchanges. A pass over the pool, and each block of
-proposals, ends with the sums of the few largest subtrees whose rows lie in one process, which are
-known to all from then on. So all draw the same rows with the same random numbers; the process that
-holds a row brings it, with its weight, to all. Acceptance is then computed by each, to the bit as
-by one process alone: traffic grows with what is drawn, not with the rows of the pool.
+A pass over the pool ends with an exchange of the sums of the few largest subtrees whose rows lie in
+one process. So all draw the same rows with the same random numbers. The process that holds a row
+brings it to all, with its weight and the sums beside the way up from it, so that all lower it alike
+and know the new sums without another exchange: one for each block of proposals, as each costs the
+latency of the network. Acceptance is computed by each, to the bit as by one process alone. Traffic
+grows with what is drawn, not with the rows of the pool.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -97,7 +95,8 @@ class ShardedWeights:
         self.num_columns, self.arithmetic = self._pool.num_columns, self._pool.arithmetic
         self._tree = SumTree(np.full(len(self._pool), np.inf), self._start, self._num_rows)
         told, first_row = self._tree.share_out(self._starts)
-        self._told, self._told_by_us = told, self._holder(first_row) == self._job.rank
+        order, self._told_by = self._by_holder(first_row)
+        self._told = told[order]
 
     def __len__(self) -> int:
         return self._num_rows
@@ -113,65 +112,77 @@ class ShardedWeights:
 
     def rows(self, row_B: NDArray[np.int64]) -> Rows:
         """Some gradients, brought here from the processes that hold them."""
-        return self._bring(row_B, None).rows
+        return self._bring(row_B, None)[0].rows
 
     def update(self, centres: Rows) -> None:
         """Lower every weight to the squared distance to the nearest of these centres."""
-        with self._telling():
+
+        def work() -> Tensor:
             bring_up_to_date(self._tree, self._pool, centres)
+            ours = self._told[self._told_by[self._job.rank]]
+            return torch.from_numpy(self._tree.sums(ours).view(np.int32))
+
+        counts = [2 * (part.stop - part.start) for part in self._told_by]
+        words = self._job.share(counts, work)
+        self._tree.tell(self._told, words.cpu().view(torch.float64).numpy())
 
     def draw(self, uniform_B: NDArray[np.float64], centres: Rows | None) -> Proposals:
         """One row per uniform number in [0, 1), and its weight after these centres."""
-        return self._bring(self._tree.draw(uniform_B), centres)
+        proposals, path_BL = self._bring(self._tree.draw(uniform_B), centres)
+        self._tree.hear(proposals.row_B, path_BL)
+        return proposals
 
     def lower(self, row_B: NDArray[np.int64], weight_B: NDArray[np.float64]) -> None:
-        """Lower the weights of some rows; repeats allowed."""
-        ours = self._holder(row_B) == self._job.rank
-        with self._telling():
-            self._tree.lower(row_B[ours], weight_B[ours])
+        """Lower the weights of rows just drawn; repeats allowed. Each process does so alone."""
+        self._tree.lower(row_B, weight_B)
 
     def _holder(self, row_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rank that holds each row; a rank without rows starts where the next one does."""
         return np.searchsorted(self._starts, row_B, side="right") - 1
 
-    @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """A block that lowers this process's weights; after it all know the new sums."""
-        with self._job.adding(2 * len(self._told)) as words:
-            yield
-            sums = np.where(self._told_by_us, self._tree.sums(self._told), 0.0)
-            words.copy_(torch.from_numpy(sums).view(torch.int32))
-        self._tree.tell(self._told, words.cpu().view(torch.float64).numpy())
+    def _by_holder(self, row_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[slice]]:
+        """An order in which each rank's rows come together, and where they then are."""
+        holder_B = self._holder(row_B)
+        ends = np.cumsum(np.bincount(holder_B, minlength=self._job.size)).tolist()
+        return np.argsort(holder_B, kind="stable"), list(map(slice, [0, *ends[:-1]], ends))
 
-    def _bring(self, row_B: NDArray[np.int64], centres: Rows | None) -> Proposals:
-        """Rows of all processes, each found, weighed and sent by the one that holds it."""
-        B = len(row_B)
-        ours_B = np.flatnonzero(self._holder(row_B) == self._job.rank)
+    def _bring(
+        self, row_B: NDArray[np.int64], centres: Rows | None
+    ) -> tuple[Proposals, NDArray[np.float64]]:
+        """Rows of all processes and their paths, sent by the process that holds each."""
+        order, parts = self._by_holder(row_B)
         none = self._pool.rows(slice(0, 0))
-        dtypes = [torch.int64, torch.float64, torch.float64, torch.float64]
-        dtypes += [none.error_BC.dtype, none.feature_BD.dtype]
-        columns = [1, 1, 1, 1, none.error_BC.shape[1], none.feature_BD.shape[1]]
-        widths = [n * dtype.itemsize // 4 for n, dtype in zip(columns, dtypes, strict=True)]
-        with self._job.adding(B * sum(widths)) as words:
-            if len(ours_B):
-                held_B = row_B[ours_B] - self._start
-                p = propose(self._pool, held_B, self._tree.weight_N[held_B], centres)
-                numbers = map(torch.from_numpy, (row_B[ours_B], p.drawn_from_B, p.weight_B))
-                parts = (*numbers, p.rows.sqnorm_B, p.rows.error_BC, p.rows.feature_BD)
-                ours_BW = [_reread(part, torch.int32).to(words.device) for part in parts]
-                at = torch.from_numpy(ours_B).to(words.device)
-                words.view(B, -1)[at] = torch.cat(ours_BW, dim=1)
-        found = torch.split(words.view(B, -1), widths, dim=1)
-        row_B1, drawn_from_B1, weight_B1, sqnorm_B1, error_BC, feature_BD = map(
-            _reread, found, dtypes
-        )
+        # Its number, path, weight, squared norm and factors.
+        columns = [1, self._tree.path_length, 1, 1, self._pool.pool.num_classes]
+        columns.append(self._pool.pool.num_features)
+        dtypes = [torch.int64, *3 * [torch.float64], none.error_BC.dtype, none.feature_BD.dtype]
+        widths = [n * t.itemsize // 4 for n, t in zip(columns, dtypes, strict=True)]
+
+        def work() -> Tensor:
+            ours_B = row_B[order[parts[self._job.rank]]]
+            if len(ours_B) == 0:
+                return torch.empty(0, dtype=torch.int32)
+            path_BL = self._tree.path(ours_B)
+            p = propose(self._pool, ours_B - self._start, path_BL[:, 0].copy(), centres)
+            numbers = map(torch.from_numpy, (ours_B, path_BL, p.weight_B))
+            values = (*numbers, p.rows.sqnorm_B, p.rows.error_BC, p.rows.feature_BD)
+            device = self._job.device
+            return torch.cat([_reread(x, torch.int32).to(device) for x in values], dim=1).flatten()
+
+        counts = [(part.stop - part.start) * sum(widths) for part in parts]
+        words_BW = self._job.share(counts, work).view(len(row_B), -1)
+        words_BW = words_BW[torch.from_numpy(np.argsort(order)).to(words_BW.device)]
+        found = map(_reread, torch.split(words_BW, widths, dim=1), dtypes)
         place = none.sqnorm_B.device
-        return Proposals(
+        row_B1, path, weight_B1, sqnorm_B1, error_BC, feature_BD = found
+        path_BL = path.cpu().numpy()
+        proposals = Proposals(
             row_B1[:, 0].cpu().numpy(),
-            drawn_from_B1[:, 0].cpu().numpy(),
+            path_BL[:, 0].copy(),
             weight_B1[:, 0].cpu().numpy(),
             Rows(error_BC.to(place), feature_BD.to(place), sqnorm_B1[:, 0].to(place)),
         )
+        return proposals, path_BL
 
 
 def _reread(values_BX: Tensor, dtype: torch.dtype) -> Tensor:
