@@ -33,6 +33,7 @@ bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/query.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/disk.py
 	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/distributed.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/report.py
 
 $(BIN)/python:

@@ -88,6 +88,7 @@ def main() -> None:
     page += figures("The main job", "main_job.py", read["main_job"])
     page += figures("Pools on disk", "disk.py", read["disk"])
     page += figures("A query over the forward pass alone", "forward.py", read["forward"])
+    page += figures("Several processes", "distributed.py", read["distributed"])
     (FOLDER / "README.md").write_text(page.rstrip() + "\n")
 
 

@@ -23,7 +23,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastbadge import GradientEmbedding, kmeans_pp, kmeanspp, screen
+from fastbadge import GradientEmbedding, kmeans_pp, screen, weights
 from fastbadge.lab.plots import STYLE
 from fastbadge.pools import scaled
 from fastbadge.sumtree import SumTree
@@ -70,7 +70,7 @@ def counted(pool: GradientEmbedding) -> Iterator[Work]:
     """
     N, work = len(pool), Work()
     update, lower, accept, settle = (
-        kmeanspp._bring_up_to_date, screen.lower, screen.accept, screen._settle,
+        weights.bring_up_to_date, screen.lower, screen.accept, screen._settle,
     )  # fmt: skip
     updating = False
 
@@ -105,7 +105,7 @@ def counted(pool: GradientEmbedding) -> Iterator[Work]:
 
     with (
         mock.patch.object(scaled, "_ENTRIES_WORTH_COMPILING", sys.maxsize),
-        mock.patch.object(kmeanspp, "_bring_up_to_date", count_update),
+        mock.patch.object(weights, "bring_up_to_date", count_update),
         mock.patch.multiple(screen, lower=count_lower, accept=count_accept, _settle=count_settle),
     ):
         yield work

@@ -42,34 +42,50 @@ def arrows(module):
     return targets & submodules - {first_level(module)}
 
 
-MATHEMATICS = {"gradients", "kmeanspp", "pools", "rows", "screen", "screen_numba", "sumtree"}
+MATHEMATICS = {
+    "gradients",
+    "kmeanspp",
+    "pools",
+    "rows",
+    "screen",
+    "screen_numba",
+    "sharded",
+    "sumtree",
+    "weights",
+}
 
 # What each part may import besides errors; the outermost may import all.
 ALLOWED = {
     "errors": set(),
     "files": set(),
     "progress": set(),
+    "distributed": set(),
     **dict.fromkeys(MATHEMATICS, MATHEMATICS | {"progress"}),
     "gradients": set(),
     "rows": set(),
     "sumtree": set(),
     "screen": {"gradients", "rows"},
     "screen_numba": {"rows", "screen"},
+    "weights": {"pools", "rows", "sumtree"},
+    "sharded": {"distributed", "gradients", "pools", "rows", "sumtree", "weights"},
+    "kmeanspp": {"distributed", "pools", "progress", "rows", "sharded", "weights"},
     "pools": {"gradients", "progress", "rows", "screen", "screen_numba"},
     "batches": set(),
     "heads": set(),
     "inference": {"batches", "gradients", "heads", "progress"},
-    "strategies": {"gradients", "kmeanspp", "pools"},
+    "strategies": {"distributed", "gradients", "kmeanspp", "pools", "sharded"},
     "select": {
         "batches",
+        "distributed",
         "gradients",
         "inference",
         "kmeanspp",
         "pools",
         "progress",
+        "sharded",
         "strategies",
     },
-    "": {"gradients", "kmeanspp", "pools", "select", "strategies"},
+    "": {"gradients", "kmeanspp", "pools", "select", "sharded", "strategies"},
 }
 OUTERMOST = {"lab", "cli", "__main__"}
 

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from fastbadge.errors import (
     DataError,
+    DistributedError,
     FastbadgeError,
     InputError,
     MassExhaustedWarning,
@@ -14,6 +15,7 @@ from fastbadge.gradients import GradientEmbedding
 from fastbadge.kmeanspp import kmeans_pp
 from fastbadge.pools import DiskPool
 from fastbadge.select import compute_gradient_embedding, select, select_from_arrays
+from fastbadge.sharded import ShardedPool
 from fastbadge.strategies import PoolView, register, strategy_names
 
 __version__ = version("fastbadge")
@@ -21,6 +23,7 @@ __version__ = version("fastbadge")
 __all__ = [
     "DataError",
     "DiskPool",
+    "DistributedError",
     "FastbadgeError",
     "GradientEmbedding",
     "InputError",
@@ -28,6 +31,7 @@ __all__ = [
     "OutOfMemoryWarning",
     "PoolView",
     "RunError",
+    "ShardedPool",
     "__version__",
     "compute_gradient_embedding",
     "kmeans_pp",

@@ -20,6 +20,10 @@ class RunError(FastbadgeError):
     """A run directory cannot be used: another configuration, another schema, no permission."""
 
 
+class DistributedError(FastbadgeError):
+    """Another process of the job has failed, is gone, or does not answer in time."""
+
+
 class MassExhaustedWarning(UserWarning):
     """Every remaining gradient equals a chosen one: the rest of the batch was drawn uniformly."""
 

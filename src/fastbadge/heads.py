@@ -162,9 +162,13 @@ def read_head(
     )
 
 
-def resolve_head(model: nn.Module, head: str | nn.Module) -> Head:
-    """The layer a user names; its output then stands for the logits whatever becomes of it."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+def resolve_head(model: nn.Module, head: str | nn.Module, wrapper: nn.Module) -> Head:
+    """The layer a user names; its output then stands for the logits whatever becomes of it.
+
+    Its name may be that in the model, or that in what the model is wrapped in.
+    """
+    modules = dict(wrapper.named_modules(remove_duplicate=False))
+    modules |= dict(model.named_modules(remove_duplicate=False))
     if isinstance(head, str):
         found, name = modules.get(head), repr(head)
     else:

@@ -197,8 +197,8 @@ def iterate_outputs(
     A batch that does not fit into the device's memory comes in parts. The model is in eval mode,
     and watched, until the generator is exhausted or closed.
     """
-    model = _unwrapped(model)
-    found = None if head is None else resolve_head(model, head)
+    wrapper, model = model, _unwrapped(model)
+    found = None if head is None else resolve_head(model, head, wrapper)
     most_rows = sys.maxsize
     with _evaluating(model, device) as place, closing(Watcher()) as watcher:
 

@@ -23,11 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastbadge.distributed import Job
 from fastbadge.errors import InputError, MassExhaustedWarning, level_outside
 from fastbadge.pools import GradientPool, ScaledPool
 from fastbadge.progress import Advance, progress_bar
 from fastbadge.rows import GrowingRows, Rows
-from fastbadge.sumtree import SumTree
+from fastbadge.sharded import ShardedPool
+from fastbadge.weights import LocalWeights, Weights
 
 First: TypeAlias = Literal["max_norm", "uniform"]
 
@@ -42,7 +44,7 @@ _COST_OF_PAIR = 30
 
 
 def kmeans_pp(
-    emb: GradientPool,
+    emb: GradientPool | ShardedPool,
     k: int,
     *,
     first: First = "max_norm",
@@ -54,7 +56,8 @@ def kmeans_pp(
     """Draw k distinct rows of a pool by exact D2 sampling, BADGE's batch.
 
     Args:
-        emb: N gradients, a GradientEmbedding or another pool.
+        emb: N gradients, a GradientEmbedding or another pool. With a ShardedPool every process
+            of its job calls this and gets the same picks, those of a single process.
         k: how many to draw, 1 <= k <= N.
         first: "max_norm", the gradient of largest norm (the authors' code; ties go to the lowest
             position), or "uniform" (Algorithm 1 of the paper).
@@ -83,16 +86,28 @@ def kmeans_pp(
     >>> int(kmeans_pp(emb, k=1)[0])  # the largest norm comes first
     1
     """
+    job = emb.job if isinstance(emb, ShardedPool) else Job(group=False)
+    with job.together():
+        _check_arguments(k, len(emb), first, tile_mb)
+        draw = resolve_generator(seed, generator)
+    job.align(draw, k=k, first=first, seed=seed)
+    weights: Weights
+    if isinstance(emb, ShardedPool):
+        weights = emb.weights(tile_mb)
+    else:
+        weights = LocalWeights(ScaledPool.of(emb, tile_mb))
+    return _kmeans_pp(weights, int(k), first, draw, progress)
+
+
+def _check_arguments(k: int, N: int, first: First, tile_mb: int | None) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer):
         raise InputError(f"k is {k!r}; expected a whole number")
-    if not 1 <= k <= len(emb):
-        raise InputError(f"k is {k}; expected 1 to {len(emb)}, the number of rows in the pool")
+    if not 1 <= k <= N:
+        raise InputError(f"k is {k}; expected 1 to {N}, the number of rows in the pool")
     if first not in ("max_norm", "uniform"):
         raise InputError(f"first is {first!r}; expected 'max_norm' or 'uniform'")
     if tile_mb is not None and tile_mb < 1:
         raise InputError(f"tile_mb is {tile_mb}; expected at least 1")
-    draw = resolve_generator(seed, generator)
-    return _kmeans_pp(ScaledPool.of(emb, tile_mb), int(k), first, draw, progress)
 
 
 def resolve_generator(seed: int | None, generator: torch.Generator | None) -> torch.Generator:
@@ -118,39 +133,30 @@ def resolve_generator(seed: int | None, generator: torch.Generator | None) -> to
 
 
 def _kmeans_pp(
-    pool: ScaledPool, k: int, first: First, generator: torch.Generator, progress: bool
+    pool: Weights, k: int, first: First, generator: torch.Generator, progress: bool
 ) -> Tensor:
     if first == "max_norm":
-        picks = [int(pool.sqnorm_N.argmax())]
+        picks = [pool.largest()]
     else:
         picks = [int(torch.randint(len(pool), (1,), generator=generator))]
     new_centres = pool.rows(np.array(picks))
-    tree = SumTree(np.full(len(pool), np.inf))
     acceptance = 0.7  # of proposals from weights that are up to date; measured as we go
     with progress_bar(k, "k-means++", "picks", show=progress) as advance:
         advance(1)
         while len(picks) < k:
-            _bring_up_to_date(tree, pool, new_centres)
-            if tree.total == 0:
+            pool.update(new_centres)
+            if pool.total == 0:
                 picks += _uniform_rest(len(pool), k, picks, generator)
                 break
             accepted, new_centres, acceptance = _walk(
-                pool, tree, k - len(picks), generator, acceptance, advance
+                pool, k - len(picks), generator, acceptance, advance
             )
             picks += accepted
     return torch.tensor(picks)
 
 
-def _bring_up_to_date(tree: SumTree, pool: ScaledPool, centres: Rows) -> None:
-    """Lower every weight to the squared distance to the nearest of these centres."""
-    for tile in pool.tiles(len(centres)):
-        tree.weight_N[tile] = pool.arithmetic.lower(tree.weight_N[tile], pool.rows(tile), centres)
-    tree.refresh()
-
-
 def _walk(
-    pool: ScaledPool,
-    tree: SumTree,
+    pool: Weights,
     need: int,
     generator: torch.Generator,
     fresh_acceptance: float,
@@ -164,21 +170,19 @@ def _walk(
     accepted: list[int] = []
     centres = GrowingRows()
     wasted, size = 0.0, _BLOCK_SIZES[0]
-    while tree.total > 0:
-        proposal_B = tree.draw(_uniform(size, generator))
-        drawn_from_B = tree.weight_N[proposal_B]
-        bar_B = _uniform(size, generator) * drawn_from_B
-        rows = pool.rows(proposal_B)
-        weight_B = drawn_from_B
-        if accepted:
-            weight_B = pool.arithmetic.lower(weight_B, rows, centres.rows)
-        taken, weight_B = pool.arithmetic.accept(bar_B, weight_B, rows, need - len(accepted))
+    while pool.total > 0:
+        proposals = pool.draw(_uniform(size, generator), centres.rows if accepted else None)
+        bar_B = _uniform(size, generator) * proposals.drawn_from_B
+        rows, row_B = proposals.rows, proposals.row_B
+        taken, weight_B = pool.arithmetic.accept(
+            bar_B, proposals.weight_B, rows, need - len(accepted)
+        )
         centres.append(rows[torch.from_numpy(taken).to(rows.sqnorm_B.device)])
-        accepted += proposal_B[taken].tolist()
+        accepted += row_B[taken].tolist()
         advance(len(taken))
         if len(accepted) == need:
             break
-        tree.lower(proposal_B, weight_B)
+        pool.lower(row_B, weight_B)
 
         share = (len(taken) + 0.5) / (size + 0.5)
         if size == _BLOCK_SIZES[0]:

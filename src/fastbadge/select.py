@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, overload
+from zlib import crc32
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader
 
 from fastbadge.batches import Pool, as_tensor, pool_size
+from fastbadge.distributed import Group, Job, Shard, check_whole, silent
 from fastbadge.errors import InputError
 from fastbadge.gradients import ArrayLike, GradientEmbedding, Task, resolve_task, sigmoid
 from fastbadge.inference import Amp, Batches, Forward, collect, infer_batches, task_of
@@ -23,6 +26,7 @@ from fastbadge.progress import wanted
 from fastbadge.strategies import PoolView, Registered, get_strategy
 from fastbadge.strategies.registry import Need, Probabilities
 
+_Outputs: TypeAlias = tuple[Probabilities | None, GradientPool | None, Task | None]
 Positions: TypeAlias = "Sequence[int] | Sequence[bool] | Tensor | NDArray[Any]"
 
 
@@ -45,6 +49,7 @@ def select(
     generator: Generator | None = None,
     progress: bool | None = None,
     factors_dir: PathLike | None = None,
+    group: Group = None,
 ) -> Tensor:
     """Which k examples of the pool to label next.
 
@@ -77,12 +82,17 @@ def select(
         factors_dir: a directory on a disk with room for the gradients' factors, 4 (C + D) bytes
             an example, which then never are in memory and are removed at the end. It changes no
             pick. Logits stay in memory for strategies that need probabilities.
+        group: the torch.distributed process group whose processes make this call together, each
+            with the same arguments; each runs its share of the pool, and all get the same picks.
+            By default all processes of the job where torch.distributed is initialised; False to
+            work alone. The group's timeout is how long they wait for each other.
 
     Returns:
         LongTensor[k] on the CPU: distinct positions in `pool` in order of choice.
 
     Raises:
         InputError: anything above that cannot be used; the message says why and what to do.
+        DistributedError: another process has failed, is gone or does not answer.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -90,17 +100,35 @@ def select(
     >>> picked.shape, bool((picked > 2).all())
     (torch.Size([5]), True)
     """
-    registered = get_strategy(strategy)
-    position_N = _selectable(labeled, pool_size(pool))
-    _check_k(k, len(position_N))
-    draw = resolve_generator(seed, generator)
-    task = task_of(model, task, loss)
+    job = Job(group)
+    with job.together():
+        registered = get_strategy(strategy)
+        position_N = _selectable(labeled, pool_size(pool))
+        _check_k(k, len(position_N))
+        draw = resolve_generator(seed, generator)
+        task = task_of(model, task, loss)
+        shard = _shard(job, registered, model, pool, len(position_N), batch_size)
+    if shard is not None:
+        job.align(
+            draw,
+            k=k,
+            strategy=strategy,
+            pool_size=pool_size(pool),
+            labeled=f"all but {len(position_N)}, checksum {crc32(position_N.numpy().data):08x}",
+            seed=seed,
+            task=task,
+            include_bias=include_bias,
+            batch_size=batch_size,
+        )
     if not registered.needs:
         return _choose(registered, PoolView(len(position_N)), k, draw, position_N)
+    ours = position_N if shard is None else position_N[shard.start : shard.stop]
+    if job.rank > 0:
+        progress = False
     batches = infer_batches(
         model,
         pool,
-        positions=None if labeled is None else position_N,
+        positions=None if labeled is None and shard is None else ours,
         features="gradients" in registered.needs,
         head=head,
         forward=forward,
@@ -110,9 +138,15 @@ def select(
         amp=amp,
         progress=progress,
     )
-    with _scratch_directory(factors_dir if "gradients" in registered.needs else None) as out:
-        outputs = _gather(batches, len(position_N), registered.needs, out, task, include_bias)
-        view = PoolView(len(position_N), *outputs, wanted(progress))
+    with ExitStack() as scratch:
+        outputs: _Outputs = (None, None, None)
+        with job.together(), silent(model):
+            out = scratch.enter_context(
+                _scratch_directory(factors_dir if "gradients" in registered.needs else None)
+            )
+            if len(ours):
+                outputs = _gather(batches, len(ours), registered.needs, out, task, include_bias)
+        view = PoolView(len(position_N), *outputs, wanted(progress), shard)
         return _choose(registered, view, k, draw, position_N)
 
 
@@ -271,6 +305,26 @@ def select_from_arrays(
         progress=wanted(progress),
     )
     return _choose(registered, view, k, draw, position_N)
+
+
+def _shard(
+    job: Job, registered: Registered, model: nn.Module, pool: Pool, N: int, batch_size: int
+) -> Shard | None:
+    """This process's part of the N examples; None where it works alone."""
+    if job.size == 1:
+        return None
+    if not registered.sharded:
+        raise InputError(
+            f"strategy {registered.name!r} has to see the whole pool and cannot be split over "
+            f"{job.size} processes; pass group=False in each, or strategy='badge'"
+        )
+    if registered.needs:
+        check_whole(model)
+    if isinstance(pool, DataLoader):
+        assert pool.batch_size is not None
+        batch_size = pool.batch_size
+    # Whole batches, so that each is what a single process would run, to the bit.
+    return Shard.of(job, N, max(1, batch_size))
 
 
 def _gather(

@@ -10,11 +10,16 @@ class SumTree:
     """Weights of N rows and all their partial sums by halves, float64 and in pool order.
 
     Every inner node is the sum of its two children and nothing else, so the sums, and the row a
-    uniform number leads to, depend on the weights alone: not on threads, devices or the order of
-    updates. An error of log2(N) roundings; a running sum would have N.
+    uniform number leads to, depend on the weights alone: not on threads, devices, processes or the
+    order of updates. An error of log2(N) roundings; a running sum would have N.
+
+    A tree may hold only some of the rows, and be told the sums above the others (`share_out`).
 
     Args:
-        weight_N: float64 [N], not negative, finite.
+        weight_N: float64 [N], not negative, finite: of rows `start` to `start` + N - 1. Memory for
+            other rows is address space only, but for the few that are heard of.
+        start: the first of these rows.
+        num_rows: how many rows there are in all; by default those given.
 
     >>> tree = SumTree(np.array([1.0, 0.0, 3.0]))
     >>> tree.total
@@ -23,13 +28,17 @@ class SumTree:
     array([0, 0, 2, 2])
     """
 
-    def __init__(self, weight_N: NDArray[np.float64]) -> None:
-        self.num_rows = len(weight_N)
+    def __init__(
+        self, weight_N: NDArray[np.float64], start: int = 0, num_rows: int | None = None
+    ) -> None:
+        self.num_rows = start + len(weight_N) if num_rows is None else num_rows
         self._depth = max(self.num_rows - 1, 0).bit_length()
         self._first_leaf = 1 << self._depth
         self._node = np.zeros(2 * self._first_leaf)  # node i has children 2i and 2i + 1; root is 1
-        self.weight_N = self._node[self._first_leaf :][: self.num_rows]
+        self._held = slice(start, start + len(weight_N))
+        self.weight_N = self._node[self._first_leaf :][self._held]
         self.weight_N[:] = weight_N
+        self._between: list[NDArray[np.int64]] = []
         self.refresh()
 
     @property
@@ -39,22 +48,30 @@ class SumTree:
 
     def refresh(self) -> None:
         """Recompute every sum, after `weight_N` was written to in place."""
-        width = self._first_leaf
-        while width > 1:
-            level = self._node[width : 2 * width]
-            np.add(level[0::2], level[1::2], out=self._node[width // 2 : width])
-            width //= 2
+        if len(self.weight_N) == 0:
+            return
+        first, last = self._held.start + self._first_leaf, self._held.stop - 1 + self._first_leaf
+        while first > 1:
+            first, last = first >> 1, last >> 1
+            below = self._node[2 * first : 2 * last + 2]
+            np.add(below[0::2], below[1::2], out=self._node[first : last + 1])
 
     def lower(self, rows: NDArray[np.int64], weight_B: NDArray[np.float64]) -> None:
-        """Lower the weights of some rows (repeats allowed) and mend the sums above them."""
-        np.minimum.at(self.weight_N, rows, weight_B)
+        """Lower the weights of some rows (repeats allowed) and mend the sums above them.
+
+        Rows that are not held here must have been told (`hear`) since the last `tell`.
+        """
         node = rows + self._first_leaf
+        np.minimum.at(self._node, node, weight_B)
         for _ in range(self._depth):
             node = node >> 1
             self._node[node] = self._node[2 * node] + self._node[2 * node + 1]
 
     def draw(self, uniform_B: NDArray[np.float64]) -> NDArray[np.int64]:
-        """One row per uniform number in [0, 1). Rows of weight 0 are never drawn; total > 0."""
+        """One row per uniform number in [0, 1). Rows of weight 0 are never drawn; total > 0.
+
+        Where the row is not held here, some row of the same holder stands for it.
+        """
         node = np.ones(len(uniform_B), dtype=np.int64)
         target_B = uniform_B * self._node[1]
         for _ in range(self._depth):
@@ -65,3 +82,59 @@ class SumTree:
             target_B -= np.where(right, left_B, 0.0)
             node += right
         return node - self._first_leaf
+
+    def share_out(self, starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Let each part of the rows be held by another tree; the parts begin at `starts`.
+
+        Returns:
+            The nodes that must be told: the largest whose rows lie in one part, log2 N at most for
+            each side of a border; and the first row of each.
+        """
+        border = starts[(starts > 0) & (starts < self.num_rows)] + self._first_leaf
+        # Nodes with rows of several parts, from the lowest level up: sums of what is told.
+        self._between = [
+            np.unique(border[border % (1 << height) > 0] >> height)
+            for height in range(1, self._depth + 1)
+        ]
+        between = np.concatenate([*self._between, np.empty(0, dtype=np.int64)])
+        children = np.concatenate([2 * between, 2 * between + 1])
+        told = np.setdiff1d(children, between) if len(between) else np.ones(1, dtype=np.int64)
+        height = self._depth + 1 - np.frexp(told)[1].astype(np.int64)
+        first_row = (told << height) - self._first_leaf
+        inside = first_row < self.num_rows
+        return told[inside], first_row[inside]
+
+    def sums(self, nodes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The sums at some nodes."""
+        return self._node[nodes]
+
+    def tell(self, nodes: NDArray[np.int64], sums: NDArray[np.float64]) -> None:
+        """Set the sums at the nodes of `share_out`, and mend those above them."""
+        self._node[nodes] = sums
+        for level in self._between:
+            self._node[level] = self._node[2 * level] + self._node[2 * level + 1]
+
+    def path(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What `lower` needs to know of rows held here: float64 [B, 1 + log2 N].
+
+        The weight of each, and the sums at the nodes beside those above it.
+        """
+        node = rows + self._first_leaf
+        known = [self._node[node]]
+        for _ in range(self._depth):
+            known.append(self._node[node ^ 1])
+            node = node >> 1
+        return np.stack(known, axis=1)
+
+    def hear(self, rows: NDArray[np.int64], path_BL: NDArray[np.float64]) -> None:
+        """Take in the paths of rows that other trees hold."""
+        node = rows + self._first_leaf
+        self._node[node] = path_BL[:, 0]
+        for beside_B in path_BL[:, 1:].T:
+            self._node[node ^ 1] = beside_B
+            node = node >> 1
+
+    @property
+    def path_length(self) -> int:
+        """1 + log2 N, the columns of `path`."""
+        return 1 + self._depth

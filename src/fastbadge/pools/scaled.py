@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
@@ -57,6 +57,14 @@ class ScaledPool:
         Raises:
             InputError: a NaN, an infinite or a far too large entry; names the first bad row.
         """
+        unscaled, peaks = cls.read(pool, tile_mb)
+        return unscaled.scaled_for(*peaks)
+
+    @classmethod
+    def read(
+        cls, pool: GradientPool, tile_mb: int | None = None
+    ) -> tuple[ScaledPool, tuple[float, float]]:
+        """The pool as it is, and the sizes of the largest entries of its two factors."""
         arithmetic = _arithmetic_for(pool)
         sqnorm_N = np.empty(len(pool))
         error_peak = feature_peak = 0.0
@@ -71,9 +79,15 @@ class ScaledPool:
                 f"row {int(bad_N.argmax())} of the pool has a NaN, infinite or too large entry "
                 f"({int(bad_N.sum())} such rows of {len(pool)}); every entry must be finite"
             )
+        return cls(pool, 1.0, 1.0, sqnorm_N, arithmetic, tile_mb), (error_peak, feature_peak)
+
+    def scaled_for(self, error_peak: float, feature_peak: float) -> ScaledPool:
+        """This pool, unscaled so far, in the scale for largest entries of these sizes."""
         error_scale, feature_scale = _scale_for(error_peak), _scale_for(feature_peak)
-        sqnorm_N *= (error_scale * feature_scale) ** 2
-        return cls(pool, error_scale, feature_scale, sqnorm_N, arithmetic, tile_mb)
+        sqnorm_N = self.sqnorm_N * (error_scale * feature_scale) ** 2
+        return replace(
+            self, error_scale=error_scale, feature_scale=feature_scale, sqnorm_N=sqnorm_N
+        )
 
     def __len__(self) -> int:
         return len(self.sqnorm_N)

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
+from fastbadge.distributed import Shard
 from fastbadge.errors import InputError
 from fastbadge.gradients import Task
 from fastbadge.pools import GradientPool
@@ -35,6 +36,8 @@ class PoolView:
             GradientEmbedding where they are in memory, else another pool: read `factors`.
         task: what the probabilities mean; None where the strategy asked for nothing.
         progress: whether to show how far a long choice is.
+        shard: the rows this process has where several choose together: then `probabilities` and
+            `embedding` (None if there are none) are those of its rows alone.
     """
 
     size: int
@@ -42,6 +45,7 @@ class PoolView:
     embedding: GradientPool | None = None
     task: Task | None = None
     progress: bool = False
+    shard: Shard | None = None
 
     @property
     def probability_NC(self) -> Tensor | None:
@@ -51,18 +55,21 @@ class PoolView:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A strategy in the table: its name, function, needs and one line about it."""
+    """A strategy in the table: its name, function, needs, one line, and if it knows shards."""
 
     name: str
     fn: Strategy
     needs: frozenset[Need]
     summary: str
+    sharded: bool = False
 
 
 _TABLE: dict[str, Registered] = {}
 
 
-def register(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Strategy], Strategy]:
+def register(
+    name: str, *, needs: Iterable[Need] = (), sharded: bool = False
+) -> Callable[[Strategy], Strategy]:
     """Decorator that adds `fn(view, k, *, generator) -> LongTensor[k]` to the strategies.
 
     The function gets a PoolView, 1 <= k <= view.size and a CPU torch.Generator, and returns k
@@ -72,6 +79,8 @@ def register(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Strategy], S
     Args:
         name: what users pass as `strategy=`.
         needs: "probabilities", "gradients", both or neither; nothing else is computed.
+        sharded: whether it can choose from a view with a `shard`, together with other processes.
+            One that needs nothing always can.
 
     Raises:
         InputError: an unknown need, or a name another function has taken.
@@ -100,7 +109,7 @@ def register(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Strategy], S
         ):
             raise InputError(f"strategy {name!r} is taken by {taken.fn.__module__}; choose another")
         summary = (fn.__doc__ or "").strip().partition("\n")[0]
-        _TABLE[name] = Registered(name, fn, wanted, summary)
+        _TABLE[name] = Registered(name, fn, wanted, summary, sharded or not wanted)
         return fn
 
     return add

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from fastbadge.distributed import Job, Shard
 from fastbadge.strategies.registry import PoolView, register
 
 Measure: TypeAlias = Literal["least_confidence", "margin", "entropy"]
@@ -18,19 +19,19 @@ Measure: TypeAlias = Literal["least_confidence", "margin", "entropy"]
 _ROWS_AT_ONCE = 1024
 
 
-@register("least_confidence", needs=("probabilities",))
+@register("least_confidence", needs=("probabilities",), sharded=True)
 def least_confidence(view: PoolView, k: int, *, generator: Generator) -> Tensor:
     """Lowest probability of the predicted class."""
     return least_sure(view, k, "least_confidence")
 
 
-@register("margin", needs=("probabilities",))
+@register("margin", needs=("probabilities",), sharded=True)
 def margin(view: PoolView, k: int, *, generator: Generator) -> Tensor:
     """Smallest difference between the two most probable classes."""
     return least_sure(view, k, "margin")
 
 
-@register("entropy", needs=("probabilities",))
+@register("entropy", needs=("probabilities",), sharded=True)
 def entropy(view: PoolView, k: int, *, generator: Generator) -> Tensor:
     """Highest entropy of the predicted probabilities, 0 log 0 being 0."""
     return least_sure(view, k, "entropy")
@@ -39,14 +40,15 @@ def entropy(view: PoolView, k: int, *, generator: Generator) -> Tensor:
 def least_sure(view: PoolView, k: int, measure: Measure) -> Tensor:
     """LongTensor[k]: the rows of which the model is least sure, the least sure first."""
     sureness = _SURENESS[measure]
-    starts = range(0, view.size, _ROWS_AT_ONCE)
-    sureness_N = torch.cat(
-        [
-            sureness(_distributions_BLC(view, slice(i, min(i + _ROWS_AT_ONCE, view.size))))
-            for i in starts
-        ]
-    )
-    return sureness_N.argsort(stable=True)[:k]
+    shard = view.shard or Shard.of(Job(group=False), view.size, step=1)
+    with shard.job.together():
+        N = len(shard)
+        parts = [slice(i, min(i + _ROWS_AT_ONCE, N)) for i in range(0, N, _ROWS_AT_ONCE)]
+        nothing = torch.empty(0, dtype=torch.float64)
+        sureness_N = torch.cat(
+            [sureness(_distributions_BLC(view, part)) for part in parts] or [nothing]
+        )
+    return shard.lowest(sureness_N, k)
 
 
 def _distributions_BLC(view: PoolView, rows: slice) -> Tensor:

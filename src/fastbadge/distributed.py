@@ -1,0 +1,230 @@
+"""Processes that work together: what all of them know, and how all of them fail.
+
+Whatever a process does between two exchanges can fail. Then it still takes part in the next one
+and says so there, and every process raises: the one that failed its own error, the others a
+DistributedError with its words. Nobody waits for someone who has left.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch import distributed as dist
+
+from fastbadge.errors import DistributedError, InputError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Group: TypeAlias = "ProcessGroup | Literal[False] | None"
+_Value = TypeVar("_Value")
+
+# Bytes of a short message; longer ones take a second exchange.
+_FRAME = 512
+
+
+class Job:
+    """The processes of a torch.distributed group, or this one alone.
+
+    Args:
+        group: the process group; None for the default one, or for this process alone where
+            torch.distributed is not initialised; False for this process alone.
+
+    Raises:
+        InputError: this process is not in the group.
+
+    >>> Job().size, Job().gather("anything")
+    (1, ['anything'])
+    """
+
+    def __init__(self, group: Group = None) -> None:
+        self.rank, self.size = 0, 1
+        self.device = torch.device("cpu")
+        self.group = None if group is False else group
+        if group is False or not (dist.is_available() and dist.is_initialized()):
+            return
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise InputError("this process is not in group; only those that are may call")
+        if "cpu:" not in dist.get_backend_config(group):  # nccl speaks for GPUs only
+            self.device = torch.device("cuda", torch.cuda.current_device())
+
+    def gather(self, value: _Value) -> list[_Value]:
+        """What every process has to say, in order of rank; a few numbers, pickled."""
+        if self.size == 1:
+            return [value]
+        message = pickle.dumps(value)
+        # One exchange for what fits a frame, behind its length; a second one for more.
+        frame = len(message).to_bytes(8, "little") + message[: _FRAME - 8].ljust(_FRAME - 8)
+        frames = self._bytes_to_all(frame, [_FRAME] * self.size)
+        lengths = [int.from_bytes(frame[:8], "little") for frame in frames]
+        messages = [frame[8:] for frame in frames]
+        if max(lengths) > _FRAME - 8:
+            messages = self._bytes_to_all(message, lengths)
+        return [pickle.loads(message) for message in messages]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that every process leaves in the same way: if one raises, all do."""
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        self._raise_any(failure)
+
+    def share(self, counts: Sequence[int], work: Callable[[], Tensor]) -> Tensor:
+        """Do some work in every process, and give the words it results in to all.
+
+        Args:
+            counts: how many words the work of each process gives, known to all.
+            work: gives this process's, int32; if one raises, all do.
+
+        Returns:
+            int32 [sum(counts)], in order of rank, on `device`.
+        """
+        failure: Exception | None = None
+        # The first word is 1 of a process that failed.
+        ours = torch.zeros(1 + counts[self.rank], dtype=torch.int32, device=self.device)
+        try:
+            ours[1:] = work()
+        except Exception as error:
+            failure = error
+            ours[0] = 1
+        parts = self._to_all(ours, [1 + count for count in counts])
+        if any(bool(part[0]) for part in parts):
+            self._raise_any(failure)
+        return torch.cat([part[1:] for part in parts])
+
+    def align(self, generator: Generator, **arguments: object) -> None:
+        """Bring the generators of all processes to the state of the first one's.
+
+        Raises:
+            InputError: an argument is not the same in each process; names the first, and where.
+        """
+        if self.size == 1:
+            return
+        state = generator.get_state() if self.rank == 0 else None
+        said = self.gather(({name: repr(value) for name, value in arguments.items()}, state))
+        for name, first in said[0][0].items():
+            for rank, (values, _) in enumerate(said):
+                if values[name] != first:
+                    raise InputError(
+                        f"{name} is {first} in process 0 but {values[name]} in process {rank}; "
+                        "every process must pass the same"
+                    )
+        generator.set_state(said[0][1])  # type: ignore[arg-type]
+
+    def _raise_any(self, failure: Exception | None) -> None:
+        reasons = self.gather(None if failure is None else _line_about(failure))
+        if failure is not None:
+            raise failure
+        for rank, reason in enumerate(reasons):
+            if reason is not None:
+                raise DistributedError(f"process {rank} of {self.size} failed: {reason}")
+
+    def _bytes_to_all(self, ours: bytes, counts: Sequence[int]) -> list[bytes]:
+        byte = torch.frombuffer(bytearray(ours), dtype=torch.uint8).to(self.device)
+        return [part.cpu().numpy().tobytes() for part in self._to_all(byte, counts)]
+
+    def _to_all(self, ours: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
+        """What every process has, so many entries of each."""
+        if self.size == 1:
+            return [ours]
+        theirs = ours.new_empty(sum(counts))
+        try:
+            # A third of the time of all_gather or all_reduce over gloo, and no padding.
+            dist.all_to_all_single(
+                theirs, ours.repeat(self.size), counts, [len(ours)] * self.size, group=self.group
+            )
+            if theirs.is_cuda:  # what goes wrong shows when it is waited for
+                torch.cuda.current_stream().synchronize()
+        except RuntimeError as error:  # of the backend: a lost connection, the group's timeout
+            raise DistributedError(
+                f"process {self.rank} of {self.size} waited in vain for another, which has ended, "
+                f"hangs or does not make the same calls ({_line_about(error)}); look for the "
+                "first error among the others, or pass group=False to work alone"
+            ) from error
+        return torch.split(theirs, list(counts))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Shard:
+    """The rows of a pool that one process works on, `start` to `stop` - 1.
+
+    >>> shard = Shard.of(Job(), num_rows=5, step=2)
+    >>> len(shard), shard.lowest(torch.tensor([3.0, 1.0, 2.0, 1.0, 5.0]), k=3)
+    (5, tensor([1, 3, 2]))
+    """
+
+    job: Job
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, job: Job, num_rows: int, step: int) -> Shard:
+        """This process's part, as even as whole steps allow, so that each batch is a whole one."""
+        steps = -(-num_rows // step)
+        start, stop = (steps * rank // job.size * step for rank in (job.rank, job.rank + 1))
+        return cls(job, start, min(stop, num_rows))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def lowest(self, value_N: Tensor, k: int) -> Tensor:
+        """Rows of the k lowest values in the whole pool, from the values of each shard's rows.
+
+        LongTensor[k], the lowest first; ties go to the lowest row. At most k values a process
+        travel.
+        """
+        row_K = value_N.argsort(stable=True)[:k]
+        said = self.job.gather((value_N[row_K].cpu().numpy(), row_K.cpu().numpy() + self.start))
+        values, rows = (np.concatenate(part) for part in zip(*said, strict=True))
+        return torch.from_numpy(rows[np.argsort(values, kind="stable")[:k]])
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model that no process can run without the others.
+
+    Raises:
+        InputError: some of its parameters lie in other processes.
+    """
+    for module in model.modules():
+        names = {kind.__name__ for kind in type(module).__mro__}
+        if names & {"FullyShardedDataParallel", "FSDPModule"}:
+            raise InputError(
+                "the model's parameters are spread over the processes (FSDP), which then must run "
+                "it in step; pass group=False, and each runs it over the whole pool"
+            )
+
+
+@contextmanager
+def silent(model: nn.Module) -> Iterator[None]:
+    """Let no DistributedDataParallel in the model speak, as its forward pass does to send buffers.
+
+    Processes whose shards differ in length would wait for each other.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    wrappers = [m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)]
+    flags = [wrapper.require_forward_param_sync for wrapper in wrappers]
+    for wrapper in wrappers:
+        wrapper.require_forward_param_sync = False
+    try:
+        yield
+    finally:
+        for wrapper, flag in zip(wrappers, flags, strict=True):
+            wrapper.require_forward_param_sync = flag
+
+
+def _line_about(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line}"[:500]
