@@ -68,6 +68,7 @@ ALLOWED = {
         "progress",
         "strategies",
     },
+    "sklearn": {"gradients", "kmeanspp", "pools", "progress", "select", "strategies"},
     "": {"gradients", "kmeanspp", "pools", "select", "strategies"},
 }
 OUTERMOST = {"lab", "cli", "__main__"}
