@@ -69,6 +69,7 @@ ALLOWED = {
         "strategies",
     },
     "sklearn": {"gradients", "kmeanspp", "pools", "progress", "select", "strategies"},
+    "lightning": {"batches", "select"},
     "": {"gradients", "kmeanspp", "pools", "select", "strategies"},
 }
 OUTERMOST = {"lab", "cli", "__main__"}
