@@ -85,6 +85,8 @@ ALLOWED = {
         "sharded",
         "strategies",
     },
+    "sklearn": {"gradients", "kmeanspp", "pools", "progress", "select", "strategies"},
+    "lightning": {"batches", "select"},
     "": {"gradients", "kmeanspp", "pools", "select", "sharded", "strategies"},
 }
 OUTERMOST = {"lab", "cli", "__main__"}

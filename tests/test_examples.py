@@ -1,0 +1,68 @@
+"""Every script in examples/ runs, offline, and shows what it promises."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+# What each needs. A script that takes arguments or several processes has a test of its own.
+SCRIPTS = {
+    "your_own_loop.py": "sklearn",
+    "sklearn_pool.py": "sklearn",
+    "hf_datasets_pool.py": "datasets",
+    "lightning_callback.py": "lightning",
+}
+# Any look-up of a host fails, so that a script which downloads fails here too.
+OFFLINE = (
+    "import runpy, socket, sys\n"
+    "def refuse(*args, **kwargs): raise OSError('an example went online')\n"
+    "socket.getaddrinfo = socket.create_connection = refuse\n"
+    "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+)
+
+
+@pytest.fixture
+def shown(request, tmp_path):
+    script = request.param
+    if importlib.util.find_spec(SCRIPTS[script]) is None:
+        pytest.skip(f"{SCRIPTS[script]} is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, EXAMPLES / script],
+        cwd=tmp_path,
+        # This checkout's package, and one thread: more get in the way of the other tests.
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())  # it leaves nothing behind
+    return done.stdout
+
+
+@pytest.mark.parametrize("shown", ["your_own_loop.py", "sklearn_pool.py"], indirect=True)
+def test_badge_is_held_against_random(shown):
+    rows = [tuple(map(float, line)) for line in re.findall(r"(\d+) +([\d.]+) +([\d.]+)", shown)]
+    labels, badge, random = zip(*rows, strict=True)
+    assert labels == (20, 40, 60, 80, 100, 120)
+    assert badge[0] == random[0]  # the same first labels, the same model
+    assert badge[-1] > random[-1] > random[0] + 10
+
+
+@pytest.mark.parametrize("shown", ["hf_datasets_pool.py", "lightning_callback.py"], indirect=True)
+def test_labels_are_asked_for_and_help(shown):
+    rounds = re.findall(r"(\d+) labels: ([\d.]+) %.*\n  to label next, \w+ ([\d ]+) \.\.\.", shown)
+    assert [int(labels) for labels, _, _ in rounds] == [20, 40, 60]
+    assert float(rounds[-1][1]) > float(rounds[0][1]) + 10
+    picked = [int(row) for _, _, rows in rounds for row in rows.split()]
+    assert len(set(picked)) == 24 and min(picked) >= 20  # the first 20 are labelled
+
+
+def test_each_is_read_in_one_sitting():
+    for script in SCRIPTS:
+        assert len((EXAMPLES / script).read_text(encoding="utf-8").splitlines()) < 80
