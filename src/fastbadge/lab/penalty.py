@@ -152,6 +152,24 @@ def error_cdf(
     return {name: _steps(pairs) for name, pairs in weighted.items()}
 
 
+def in_every_setting(settings: Sequence[Sequence[RoundRow]]) -> list[list[RoundRow]]:
+    """The rows of those strategies that every setting has; all rows where these are fewer than two.
+
+    Without the others column means are complete, and compare like with like.
+
+    >>> def row(strategy):
+    ...     return RoundRow(strategy, 0, 0, 100, 0.5, 0.5, 1.0, 0.1, 0.0, (1,))
+    >>> kept = in_every_setting([[row("a"), row("b"), row("c")], [row("b"), row("a")]])
+    >>> [[row.strategy for row in rows] for rows in kept]
+    [['a', 'b'], ['b', 'a']]
+    """
+    names = [{row.strategy for row in rows} for rows in settings]
+    common = set.intersection(*names) if names else set()
+    if len(common) < 2:
+        return [list(rows) for rows in settings]
+    return [[row for row in rows if row.strategy in common] for rows in settings]
+
+
 def _strategies(settings: Sequence[Sequence[RoundRow]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.strategy for rows in settings for row in rows))
 
