@@ -22,7 +22,7 @@ from fastbadge.errors import FastbadgeError, InputError
 
 if TYPE_CHECKING:
     from fastbadge.lab.protocol import Config
-    from fastbadge.lab.store import Run
+    from fastbadge.lab.store import RoundRow, Run
 
 app = App(
     name="fastbadge",
@@ -136,6 +136,7 @@ def run(
     data_dir: Path | None = None,
     out: Path | None = None,
     jobs: Whole | None = None,
+    loggers: Annotated[tuple[str, ...], Parameter(name="--logger"), _comma_separated(str)] = (),
 ) -> None:
     """Compare strategies on labelled data: BADGE against random on real digits by default.
 
@@ -148,10 +149,13 @@ def run(
         out: Run directory. Default: runs/ and a name made of the data set and of what differs
             from its protocol. A run given more trials or strategies is extended.
         jobs: Trials that run at a time. Default: one for each processor core.
+        loggers: Where rounds are sent as they finish: tensorboard, wandb, mlflow,
+            comma-separated; each needs the extra of its name.
     """
     from joblib import cpu_count
 
     from fastbadge.lab.experiment import run_experiment
+    from fastbadge.lab.loggers import log_rounds
     from fastbadge.lab.progress import follow
     from fastbadge.lab.protocol import config_for
 
@@ -159,7 +163,15 @@ def run(
     directory = out or _default_directory(config)
     console = Console(stderr=True)
     try:
-        with follow(config, console, jobs=jobs or cpu_count()) as on_round:
+        with (
+            log_rounds(loggers, config, directory) as log,
+            follow(config, console, jobs=jobs or cpu_count()) as show,
+        ):
+
+            def on_round(row: RoundRow) -> None:
+                show(row)
+                log(row)
+
             finished = run_experiment(
                 config, directory, data_dir=data_dir, jobs=jobs, on_round=on_round
             )
