@@ -135,7 +135,7 @@ def mlflow(monkeypatch):
     module = ModuleType("mlflow")
     module.MlflowClient = type("MlflowClient", (Client,), {"runs": {}, "experiments": {}})
     monkeypatch.setitem(sys.modules, "mlflow", module)
-    monkeypatch.setattr(loggers, "find_spec", lambda name: object())
+    monkeypatch.setattr(loggers, "find_spec", lambda name: SimpleNamespace(origin="there"))
     return module.MlflowClient
 
 
@@ -174,6 +174,8 @@ def test_a_missing_package_names_its_extra_before_anything_is_run(tmp_path, monk
     for name in LOGGERS:
         with pytest.raises(InputError, match=rf"pip install 'fastbadge\[{name}\]'"):
             send([name], tmp_path)
+    folder = SimpleNamespace(origin=None)
+    monkeypatch.setattr(loggers, "find_spec", lambda name: folder)
     assert main(["run", "--logger", "wandb", "--out", str(tmp_path / "run")]) == 2
     assert "fastbadge[wandb]" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -183,7 +185,7 @@ def test_a_missing_package_names_its_extra_before_anything_is_run(tmp_path, monk
 
 def test_the_command_line_passes_rounds_on(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(loggers, "find_spec", lambda name: object())
+    monkeypatch.setattr(loggers, "find_spec", lambda name: SimpleNamespace(origin="there"))
     for name in ("wandb", "mlflow"):
         monkeypatch.setitem(
             LOGGERS, name, lambda *_, name=name: (lambda row: seen.append((name, row)), list)

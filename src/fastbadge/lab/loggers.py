@@ -44,7 +44,8 @@ def log_rounds(names: Sequence[str], config: Config, directory: Path) -> Iterato
     for name in names:
         if name not in LOGGERS:
             raise InputError(f"logger is {name!r}; expected some of {', '.join(LOGGERS)}")
-        if find_spec(name) is None:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # a mere folder, such as the ./wandb of its runs
             raise InputError(
                 f"logger {name} needs a package that is not installed: "
                 f"pip install 'fastbadge[{name}]'"
