@@ -9,14 +9,18 @@ import pytest
 from matplotlib.figure import Figure
 
 from fastbadge.errors import InputError
+from fastbadge.lab.penalty import error_cdf, penalty_matrix
 from fastbadge.lab.plots import (
     LOOKS,
     OTHER_LOOKS,
     display_name,
+    draw_error_cdf,
     draw_learning_curves,
+    draw_penalty_matrix,
     draw_query_time,
     show_learning_curves,
     write_plots,
+    write_setting_plots,
 )
 from fastbadge.lab.statistics import labels_saved, learning_curve
 from fastbadge.lab.store import RoundRow
@@ -72,6 +76,71 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
         assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_every_format_comes_out_the_same_each_time(tmp_path):
+    rows = rows_of("badge", "random", rounds=9)
+    for directory in (tmp_path / "a", tmp_path / "b"):
+        directory.mkdir()
+        written = write_plots(rows, directory, formats=("pdf",))
+        written += write_setting_plots([rows, rows], directory, formats=("pdf",))
+    assert len(written) == 2 + 2
+    for path in written:
+        drawn = path.read_bytes()
+        assert drawn == (tmp_path / "a" / path.name).read_bytes()
+        assert drawn.startswith(
+            {".pdf": b"%PDF", ".png": b"\x89PNG", ".svg": b"<?xml"}[path.suffix]
+        )
+
+
+@pytest.mark.parametrize("formats", [(), ("gif",), ("png", "PDF")])
+def test_unknown_formats(formats, tmp_path):
+    with pytest.raises(InputError, match="expected some of png, svg, pdf"):
+        write_plots(rows_of("badge"), tmp_path, formats=formats)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_penalty_matrix_shows_its_numbers_and_what_is_missing():
+    settings = [
+        rows_of("badge", "random", "margin", rounds=9),
+        rows_of("badge", "random", rounds=9),
+    ]
+    penalty = penalty_matrix(settings)
+    (axes,) = draw_penalty_matrix(settings).axes
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    for i in range(3):
+        for j in range(3):
+            cell = penalty.cells[i][j]
+            assert texts[j, i] == ("" if i == j else f"{cell:.2f}")
+    assert [texts[j, 3] for j in range(3)] == ["\N{EN DASH}"] * 3  # margin lacks a setting
+    (common,) = draw_penalty_matrix([rows_of("badge", "random", rounds=9)]).axes
+    assert "\N{EN DASH}" not in {text.get_text() for text in common.texts}
+    with pytest.raises(InputError, match="no setting has budgets"):
+        draw_penalty_matrix([rows_of("badge", "margin")])
+
+
+def test_the_cdf_steps_where_the_errors_are():
+    settings = [rows_of("badge", "random", rounds=9)]
+    lines = lines_of(draw_error_cdf(settings))
+    for strategy, steps in error_cdf(settings).items():
+        line = lines[display_name(strategy)]
+        assert line.get_drawstyle() == "steps-post"
+        np.testing.assert_allclose(line.get_xdata()[1:-1], [step.error for step in steps])
+        np.testing.assert_allclose(line.get_ydata()[1:-1], [step.share for step in steps])
+    with pytest.raises(InputError, match="no setting has budgets"):
+        draw_error_cdf([])
+
+
+def test_settings_are_drawn_for_the_strategies_that_all_have(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("fastbadge.lab.plots.draw_penalty_matrix", lambda s: drawn.append(s))
+    settings = [
+        rows_of("badge", "random", "margin", rounds=9),
+        rows_of("random", "badge", rounds=9),
+    ]
+    with pytest.raises(AttributeError):  # there is no figure to save
+        write_setting_plots(settings, tmp_path)
+    assert [{row.strategy for row in rows} for rows in drawn[0]] == [{"badge", "random"}] * 2
 
 
 def test_png_is_drawn_at_200_dpi(tmp_path):

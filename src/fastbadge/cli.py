@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,7 @@ from fastbadge.errors import FastbadgeError, InputError
 
 if TYPE_CHECKING:
     from fastbadge.lab.protocol import Config
-    from fastbadge.lab.store import Run
+    from fastbadge.lab.store import RoundRow, Run
 
 app = App(
     name="fastbadge",
@@ -140,6 +142,7 @@ def run(
     data_dir: Path | None = None,
     out: Path | None = None,
     jobs: Whole | None = None,
+    loggers: Annotated[tuple[str, ...], Parameter(name="--logger"), _comma_separated(str)] = (),
 ) -> None:
     """Compare strategies on labelled data: BADGE against random on real digits by default.
 
@@ -154,12 +157,15 @@ def run(
         out: Run directory. Default: runs/ and a name made of the data set and of what differs
             from its protocol. A run given more trials or strategies is extended.
         jobs: Trials that run at a time. Default: one for each processor core.
+        loggers: Where rounds are sent as they finish: tensorboard, wandb, mlflow,
+            comma-separated; each needs the extra of its name.
     """
     from joblib import cpu_count
 
     from fastbadge.files import write_whole
     from fastbadge.lab.configfile import FILE_NAME, as_toml, read_toml
     from fastbadge.lab.experiment import run_experiment
+    from fastbadge.lab.loggers import log_rounds
     from fastbadge.lab.progress import follow
     from fastbadge.lab.protocol import config_for, deviations
 
@@ -169,7 +175,15 @@ def run(
     directory = out or _default_directory(chosen)
     console = Console(stderr=True)
     try:
-        with follow(chosen, console, jobs=jobs or cpu_count()) as on_round:
+        with (
+            log_rounds(loggers, chosen, directory) as log,
+            follow(chosen, console, jobs=jobs or cpu_count()) as show,
+        ):
+
+            def on_round(row: RoundRow) -> None:
+                show(row)
+                log(row)
+
             finished = run_experiment(
                 chosen, directory, data_dir=data_dir, jobs=jobs, on_round=on_round
             )
@@ -183,16 +197,71 @@ def run(
 
 
 @app.command
-def plot(run_directory: Path, /, *, out: Path | None = None) -> None:
-    """Show a run's table again and draw its pictures, as PNG and SVG.
+def plot(
+    run_directory: Path,
+    /,
+    *others: Path,
+    out: Path | None = None,
+    formats: Annotated[tuple[str, ...], Parameter(name="--format"), _comma_separated(str)] = (
+        "png",
+        "svg",
+    ),
+) -> None:
+    """Show a run's table again and draw its pictures; of several runs those of the comparison.
 
     Args:
         run_directory: The --out of a run, finished or not.
-        out: Where the pictures go. Default: the run directory.
+        others: Further runs. Then the penalty matrix and the distribution of errors over all of
+            them are drawn.
+        out: Where the pictures go. Default: the run directory; of several runs, where you are.
+        formats: Some of png, svg and pdf, comma-separated. Default: png,svg.
     """
     from fastbadge.lab.store import read_run
 
-    _show_run(read_run(run_directory), out or run_directory)
+    if not others:
+        _show_run(read_run(run_directory), out or run_directory, formats)
+        return
+    from fastbadge.lab.plots import write_setting_plots
+
+    settings = [read_run(directory).rows for directory in (run_directory, *others)]
+    directory = out or Path()
+    with _pictures_to(directory):
+        written = write_setting_plots(settings, directory, formats=formats)
+    print(_pictures(written))
+
+
+@app.command
+def report(
+    run_directory: Path,
+    /,
+    *others: Path,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    data_dir: Path | None = None,
+    force: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Write one HTML page about one or several runs that needs no network and no other file.
+
+    Args:
+        run_directory: The --out of a run, finished or not.
+        others: Further runs; each is a setting of the penalty matrix.
+        out: File to write. Default: report.html in the run directory; of several runs, where you
+            are.
+        data_dir: Where the data sets' files are, to show which classes and pictures were picked.
+        force: Overwrite a file that is there.
+    """
+    from fastbadge.files import check_new, check_not_input, write_whole
+    from fastbadge.lab.report import render_report
+    from fastbadge.lab.store import FILE_NAME, read_run
+
+    directories = (run_directory, *others)
+    runs = [read_run(directory) for directory in directories]
+    path = out or (Path() if others else run_directory) / "report.html"
+    check_not_input(path, [directory / FILE_NAME for directory in directories])
+    # A run's own page may be made again and again, like its pictures.
+    check_new(path, force=force or (out is None and not others))
+    command = shlex.join(["fastbadge", "report", *map(str, directories)])
+    write_whole(path, render_report(runs, data_dir=data_dir, command=command))
+    print(f"Report: {path}")
 
 
 @app.command
@@ -319,7 +388,7 @@ def _default_directory(config: Config) -> Path:
     return Path("runs", re.sub(r"[^\w.+-]", "_", "-".join(parts)))
 
 
-def _show_run(run: Run, pictures: Path) -> None:
+def _show_run(run: Run, pictures: Path, formats: Sequence[str] = ("png", "svg")) -> None:
     from fastbadge.lab.plots import write_plots
     from fastbadge.lab.summary import heading, savings_sentence, summary_table
 
@@ -327,15 +396,28 @@ def _show_run(run: Run, pictures: Path) -> None:
     _console().print(summary_table(run))
     if sentence := savings_sentence(run):
         print(sentence)
+    with _pictures_to(pictures):
+        written = write_plots(run.rows, pictures, title=run.config.dataset, formats=formats)
+    print(_pictures(written))
+
+
+@contextmanager
+def _pictures_to(directory: Path) -> Iterator[None]:
     try:
-        written = write_plots(run.rows, pictures, title=run.config.dataset)
+        yield
     except OSError as error:
         raise InputError(
-            f"no picture could be written to {pictures}: {error.strerror}; pass a directory that "
+            f"no picture could be written to {directory}: {error.strerror}; pass a directory that "
             "can be written to with: fastbadge plot RUN --out DIR"
         ) from error
-    shown = " and ".join(str(path) for path in written if path.suffix == ".png")
-    print(f"Pictures: {shown}, each also as .svg")
+
+
+def _pictures(written: Sequence[Path]) -> str:
+    """Where the pictures are, each named once with the endings it has besides."""
+    first, *others = dict.fromkeys(path.suffix for path in written)
+    shown = " and ".join(str(path) for path in written if path.suffix == first)
+    also = f", each also as {' and '.join(others)}" if others else ""
+    return f"Pictures: {shown}{also}"
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,4 +1,7 @@
-"""The pictures of a run: learning curves and query times, as PNG and SVG, the same every time."""
+"""The pictures of runs, as PNG, SVG or PDF, the same every time.
+
+Of one run learning curves and query times; of several the penalty matrix and the CDF of errors.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fastbadge.errors import InputError
+from fastbadge.lab.penalty import error_cdf, in_every_setting, penalty_matrix
 from fastbadge.lab.statistics import LabelsSaved, labels_saved, learning_curve, query_time
 from fastbadge.lab.store import RoundRow
 
@@ -24,6 +29,14 @@ LOOKS = {
     "least_confidence": ("#E69F00", "v"),
 }
 OTHER_LOOKS = (("#56B4E9", "P"), ("#000000", "X"), ("#F0E442", "h"))
+
+FORMATS = ("png", "svg", "pdf")
+# Else the time of drawing is in the file, and no two are the same.
+_METADATA = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 
 STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so the picture is the same everywhere
@@ -40,32 +53,70 @@ STYLE = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
     "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # TrueType: many journals refuse the default, Type 3
     "svg.hashsalt": "fastbadge",  # else the ids in the file, and with them the file, are random
 }
 
 
-def write_plots(rows: Sequence[RoundRow], directory: Path, *, title: str = "") -> list[Path]:
+def write_plots(
+    rows: Sequence[RoundRow],
+    directory: Path,
+    *,
+    title: str = "",
+    formats: Sequence[str] = ("png", "svg"),
+) -> list[Path]:
     """Draw what the rows allow: learning curves, and query times where a query was recorded.
 
     Args:
         rows: of one run, at least one.
         directory: where `badge_vs_random_comparison` (a run of exactly these two) or
-            `learning_curves`, and `query_time`, are written, each as .png (200 dpi) and .svg.
+            `learning_curves`, and `query_time`, are written, in each format.
         title: what the run was about, for example its data set.
+        formats: of `FORMATS`; png has 200 dpi.
 
     Returns:
         The files that were written.
 
     Raises:
-        InputError: no rows.
+        InputError: no rows, or an unknown format.
     """
+    _check_formats(formats)
     pair = {row.strategy for row in rows} == {"badge", "random"}
     name = "badge_vs_random_comparison" if pair else "learning_curves"
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        written = _save(draw_learning_curves(rows, title=title), directory / name)
+        written = _save(draw_learning_curves(rows, title=title), directory / name, formats)
         if query_time(rows):
-            written += _save(draw_query_time(rows, title=title), directory / "query_time")
+            figure = draw_query_time(rows, title=title)
+            written += _save(figure, directory / "query_time", formats)
     return written
+
+
+def write_setting_plots(
+    settings: Sequence[Sequence[RoundRow]],
+    directory: Path,
+    *,
+    formats: Sequence[str] = ("png", "svg"),
+) -> list[Path]:
+    """Draw `penalty_matrix` and `error_cdf` of several settings, see `in_every_setting`.
+
+    Args:
+        settings: the rows of one run each.
+        directory: where the files are written.
+        formats: of `FORMATS`.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: no setting with a budget, or an unknown format.
+    """
+    _check_formats(formats)
+    settings = in_every_setting(settings)
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        return [
+            *_save(draw_penalty_matrix(settings), directory / "penalty_matrix", formats),
+            *_save(draw_error_cdf(settings), directory / "error_cdf", formats),
+        ]
 
 
 def draw_learning_curves(
@@ -148,6 +199,79 @@ def draw_query_time(
     return figure
 
 
+def draw_penalty_matrix(settings: Sequence[Sequence[RoundRow]]) -> Figure:
+    """The penalty matrix as a heat map with its numbers, its column means below.
+
+    Args:
+        settings: the rows of one run each.
+
+    Raises:
+        InputError: no setting has a budget, so nothing is compared.
+    """
+    penalty = penalty_matrix(settings)
+    most = _settings_with_budgets(penalty.budgets)
+    names, size = penalty.strategies, len(penalty.strategies)
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(1.8 + 0.72 * size, 1.6 + 0.42 * size), layout="constrained")
+        axes = figure.add_subplot()
+        # A light end for 0 and one that still bears black numbers.
+        colors = LinearSegmentedColormap.from_list("penalty", ["#F6F6F8", "#E69F00"])
+        numbers = [
+            [float("nan") if cell is None else cell for cell in row]
+            for row in (*penalty.cells, [None] * size)
+        ]
+        axes.imshow(numbers, cmap=colors, vmin=0, vmax=most, aspect="auto")
+        for i, row in enumerate((*penalty.cells, penalty.column_means)):
+            for j, cell in enumerate(row):
+                text = "" if i == j else "\N{EN DASH}" if cell is None else f"{cell:.2f}"
+                weight = "bold" if i == size else "normal"
+                axes.text(j, i, text, ha="center", va="center", fontweight=weight)
+        axes.axhline(size - 0.5, color="black", linewidth=1)
+        axes.set_xticks(range(size), list(map(display_name, names)), rotation=30, ha="right")
+        axes.set_yticks(range(size + 1), [*map(display_name, names), "Column mean"])
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.set_title(f"How often row beats column ({most} setting{'s' if most > 1 else ''})")
+    return figure
+
+
+def draw_error_cdf(settings: Sequence[Sequence[RoundRow]]) -> Figure:
+    """Cumulative distribution of the error relative to random's, one staircase a strategy.
+
+    Args:
+        settings: the rows of one run each.
+
+    Raises:
+        InputError: no setting has a budget, so nothing is compared.
+    """
+    _settings_with_budgets(penalty_matrix(settings).budgets)
+    cdf = {name: steps for name, steps in error_cdf(settings).items() if steps}
+    errors = [s.error for steps in cdf.values() for s in steps if s.error < float("inf")]
+    low, high = min(errors) - 0.02, max(errors) + 0.02
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(5.2, 3.5), layout="constrained")
+        axes = figure.add_subplot()
+        for name, steps in cdf.items():
+            seen = [step for step in steps if step.error <= high]
+            x = [low, *(step.error for step in seen), high]
+            y = [0.0, *(step.share for step in seen), seen[-1].share if seen else 0.0]
+            color, marker = look(name, list(cdf))
+            axes.step(
+                x,
+                y,
+                where="post",
+                color=color,
+                marker=marker,
+                markevery=slice(1, len(x) - 1),
+                label=display_name(name),
+            )
+        axes.set_xlabel("Mean error / mean error of random sampling")
+        axes.set_ylabel("Share of budgets")
+        axes.legend(loc="upper left")
+    return figure
+
+
 def show_learning_curves(rows: Sequence[RoundRow], png: Path, *, title: str = "") -> None:
     """Draw learning curves into a PNG file and, where there is a screen, in a window.
 
@@ -173,6 +297,15 @@ def display_name(strategy: str) -> str:
     return "BADGE" if strategy == "badge" else strategy.replace("_", " ").capitalize()
 
 
+def in_words(strategy: str) -> str:
+    """A strategy's name within a sentence.
+
+    >>> in_words("badge"), in_words("least_confidence")
+    ('BADGE', 'least confidence')
+    """
+    return "BADGE" if strategy == "badge" else strategy.replace("_", " ")
+
+
 def _canvas(
     figure: Figure | None, title: str, rows: Sequence[RoundRow], shown: str
 ) -> tuple[Figure, Axes]:
@@ -192,7 +325,8 @@ def _canvas(
     return figure, axes
 
 
-def _look(strategy: str, strategies: Sequence[str]) -> tuple[str, str]:
+def look(strategy: str, strategies: Sequence[str]) -> tuple[str, str]:
+    """Colour and marker of a strategy, the same in every picture that has these strategies."""
     if strategy in LOOKS:
         return LOOKS[strategy]
     others = [name for name in strategies if name not in LOOKS]
@@ -208,7 +342,7 @@ def _draw_line(
     low: Sequence[float],
     high: Sequence[float],
 ) -> None:
-    color, marker = _look(strategy, strategies)
+    color, marker = look(strategy, strategies)
     axes.fill_between(labels, low, high, color=color, alpha=0.18, linewidth=0)
     axes.plot(
         labels,
@@ -253,8 +387,24 @@ def _draw_saving(axes: Axes, saved: LabelsSaved) -> None:
     )
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-    figure.savefig(png, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None, "Creator": None})
-    return [png, svg]
+def _settings_with_budgets(budgets: Sequence[Sequence[int]]) -> int:
+    count = sum(map(bool, budgets))
+    if count == 0:
+        raise InputError(
+            "no setting has budgets to compare at; expected a run with random among its "
+            "strategies, and several queries before random has 99 % of its final accuracy"
+        )
+    return count
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    if not formats or not set(formats) <= set(FORMATS):
+        given = ",".join(formats)
+        raise InputError(f"format is {given!r}; expected some of {', '.join(FORMATS)}")
+
+
+def _save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
+    paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
+    for name, path in zip(formats, paths, strict=True):
+        figure.savefig(path, metadata=_METADATA[name])
+    return paths

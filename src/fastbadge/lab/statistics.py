@@ -1,4 +1,4 @@
-"""What the rows of a run say: learning curves, paired differences, labels saved.
+"""What the rows of a run say: learning curves, areas under them, paired differences, labels saved.
 
 Pure functions on rows. A run that was killed has missing cells, so every figure carries the
 number of trials behind it, and comparisons use only trials that both strategies have.
@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import sqrt
+from math import ceil, inf, sqrt
 from statistics import fmean, median, stdev
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from fastbadge.errors import InputError
@@ -84,6 +87,37 @@ class LabelsSaved:
     accuracy: float
     labels_b: float
     labels_a: float | None
+    trials: int
+
+
+@dataclass(frozen=True)
+class SavedInterval:
+    """Bootstrap interval of labels_b - labels_a of `LabelsSaved`.
+
+    Args:
+        low: its lower end, in labels; -inf where a misses the accuracy in too many resamples to
+            give one.
+        high: its upper end; -inf where a misses it in nearly all of them.
+        missed: share of resamples in which a never reaches the accuracy, 0..1.
+    """
+
+    low: float
+    high: float
+    missed: float
+
+
+@dataclass(frozen=True)
+class Area:
+    """Mean accuracy over the budget: the area under the learning curve / the width of the budget.
+
+    Args:
+        mean: over complete trials, 0..1.
+        stderr: its standard error; None for one trial.
+        trials: how many trials are behind it.
+    """
+
+    mean: float
+    stderr: float | None
     trials: int
 
 
@@ -162,8 +196,7 @@ def paired_difference(
     >>> paired_difference(rows, "badge", "random")
     [Difference(labels=20, mean=0.25, interval=None, trials=1)]
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence}; expected a number between 0 and 1")
+    _check_confidence(confidence)
     accuracy_of = {(row.strategy, row.trial, row.labels): row.accuracy for row in rows}
     differences: dict[int, list[float]] = {}
     for (strategy, trial, labels), accuracy in accuracy_of.items():
@@ -210,9 +243,8 @@ def labels_saved(rows: Iterable[RoundRow], a: str, b: str) -> LabelsSaved | None
     LabelsSaved(accuracy=0.625, labels_b=200.0, labels_a=150.0, trials=1)
     """
     pair = [row for row in rows if row.strategy in (a, b)]
-    last = max((row.labels for row in pair), default=0)
-    finished = {(row.strategy, row.trial) for row in pair if row.labels == last}
-    complete = {trial for _, trial in finished if {(a, trial), (b, trial)} <= finished}
+    finished = complete_trials(pair)
+    complete = finished.get(a, set()) & finished.get(b, set())
     if not complete:
         return None
     curves = learning_curve(row for row in pair if row.trial in complete)
@@ -224,11 +256,141 @@ def labels_saved(rows: Iterable[RoundRow], a: str, b: str) -> LabelsSaved | None
     return LabelsSaved(accuracy, labels_b, labels_to_reach(curves[a], accuracy), len(complete))
 
 
+def labels_saved_interval(
+    rows: Iterable[RoundRow],
+    a: str,
+    b: str,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> SavedInterval | None:
+    """Percentile bootstrap interval of the labels that a saves against b.
+
+    A resample draws whole trials with replacement, the same for both strategies, and repeats
+    `labels_saved` on their mean curves: the accuracy to be matched is drawn anew with them. Where
+    a never reaches it, the saving is not known, only that it is none; it counts as -inf. That is
+    why the interval is the plain percentile one, which needs the order of the values alone (BCa
+    needs their mean). With fewer than ten trials it is somewhat too narrow, as any bootstrap is.
+
+    Args:
+        rows: of one run, in any order.
+        a: the strategy that is compared.
+        b: what it is compared with.
+        confidence: coverage of the interval, in (0, 1).
+        resamples: how many are drawn.
+        seed: of the draws.
+
+    Returns:
+        The interval; None where fewer than two trials are complete for both.
+
+    Raises:
+        InputError: a confidence outside (0, 1).
+    """
+    _check_confidence(confidence)
+    pair = [row for row in rows if row.strategy in (a, b)]
+    finished = complete_trials(pair)
+    trials = sorted(finished.get(a, set()) & finished.get(b, set()))
+    if len(trials) < 2:
+        return None
+    labels_R = np.array(sorted({row.labels for row in pair}), dtype=np.float64)
+    accuracy_of = {(row.strategy, row.trial, row.labels): row.accuracy for row in pair}
+    drawn_ST = np.random.default_rng(seed).integers(len(trials), size=(resamples, len(trials)))
+    mean_a_SR, mean_b_SR = (
+        np.array([[accuracy_of[name, t, labels] for labels in labels_R] for t in trials])[
+            drawn_ST
+        ].mean(axis=1)
+        for name in (a, b)
+    )
+    reached_a_S = _first_crossings(labels_R, mean_a_SR, mean_b_SR[:, -1])
+    reached_b_S = _first_crossings(labels_R, mean_b_SR, mean_b_SR[:, -1])
+    saved_S = np.sort(reached_b_S - reached_a_S)  # one never reached, at inf, saves -inf
+    tail = (1 - confidence) / 2
+    low, high = (saved_S[ceil(share * resamples) - 1] for share in (tail, 1 - tail))
+    return SavedInterval(float(low), float(high), float(np.isinf(reached_a_S).mean()))
+
+
+def trial_areas(rows: Iterable[RoundRow]) -> dict[str, dict[int, float]]:
+    """Area under the learning curve of each complete trial, by strategy and trial.
+
+    The trapezoidal rule over labels, divided by last - first labels: the mean accuracy over the
+    budget, in 0..1. A curve of a single point has that point's accuracy.
+
+    >>> from fastbadge.lab.store import RoundRow
+    >>> def row(round, labels, accuracy):
+    ...     return RoundRow("badge", 0, round, labels, accuracy, 0.5, 1.0, 0.1, 0.0, (3, 1))
+    >>> trial_areas([row(0, 100, 0.5), row(1, 200, 0.75), row(2, 500, 0.75)])
+    {'badge': {0: 0.71875}}
+    """
+    rows = list(rows)
+    curves: dict[str, dict[int, list[tuple[int, float]]]] = {
+        strategy: {trial: [] for trial in sorted(trials)}
+        for strategy, trials in complete_trials(rows).items()
+    }
+    for row in sorted(rows, key=lambda row: row.labels):
+        if row.trial in curves[row.strategy]:
+            curves[row.strategy][row.trial].append((row.labels, row.accuracy))
+    return {
+        strategy: {trial: _area(curve) for trial, curve in by_trial.items()}
+        for strategy, by_trial in curves.items()
+    }
+
+
+def area_under_curve(rows: Iterable[RoundRow]) -> dict[str, Area | None]:
+    """Mean and standard error of `trial_areas`; None for a strategy without a complete trial."""
+    return {
+        strategy: Area(fmean(values), _stderr(values), len(values)) if values else None
+        for strategy, by_trial in trial_areas(rows).items()
+        for values in [list(by_trial.values())]
+    }
+
+
+def complete_trials(rows: Iterable[RoundRow]) -> dict[str, set[int]]:
+    """For each strategy the trials that have every number of labels found anywhere in the rows."""
+    labels_of: dict[str, dict[int, set[int]]] = {}
+    for row in rows:
+        labels_of.setdefault(row.strategy, {}).setdefault(row.trial, set()).add(row.labels)
+    every = set().union(*(found for trials in labels_of.values() for found in trials.values()))
+    return {
+        strategy: {trial for trial, found in trials.items() if found == every}
+        for strategy, trials in labels_of.items()
+    }
+
+
+def _area(curve: Sequence[tuple[int, float]]) -> float:
+    width = curve[-1][0] - curve[0][0]
+    if width == 0:
+        return curve[0][1]
+    pieces = ((right - left) * (y + z) / 2 for (left, y), (right, z) in pairwise(curve))
+    return sum(pieces) / width
+
+
+def _first_crossings(
+    labels_R: NDArray[Any], mean_SR: NDArray[Any], accuracy_S: NDArray[Any]
+) -> NDArray[Any]:
+    """`labels_to_reach` of many curves, inf where one never gets there: [S]."""
+    reached_SR = mean_SR >= accuracy_S[:, None]
+    right_S = reached_SR.argmax(axis=1)
+    left_S = np.maximum(right_S - 1, 0)
+    each = np.arange(len(mean_SR))
+    low_S, high_S = mean_SR[each, left_S], mean_SR[each, right_S]
+    # One that is there from the start has no rise to interpolate.
+    rise_S = np.where(right_S > 0, high_S - low_S, inf)
+    width_S = labels_R[right_S] - labels_R[left_S]
+    crossing_S = labels_R[left_S] + (accuracy_S - low_S) / rise_S * width_S
+    return np.where(reached_SR.any(axis=1), crossing_S, inf)
+
+
 def _accuracies(rows: Iterable[RoundRow]) -> dict[str, dict[int, list[float]]]:
     cells: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         cells.setdefault(row.strategy, {}).setdefault(row.labels, []).append(row.accuracy)
     return cells
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence}; expected a number between 0 and 1")
 
 
 def _stderr(values: Sequence[float]) -> float | None:

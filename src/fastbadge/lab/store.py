@@ -89,12 +89,14 @@ class RoundRow:
 class Run:
     """A record as read: rows are sorted by (strategy in config order, trial, round).
 
-    `environment` tells where rounds were computed last: versions, processor, commit.
+    `environment` tells where rounds were computed last: versions, processor, commit; `data_digest`
+    is the SHA-256 of the data set's values.
     """
 
     config: Config
     environment: dict[str, str]
     rows: list[RoundRow]
+    data_digest: str = ""
 
     @property
     def finished(self) -> bool:
@@ -117,13 +119,14 @@ def read_run(directory: Path) -> Run:
         # One transaction, so that configuration and rows belong together.
         connection.execute("BEGIN")
         config = _read_config(connection, path)
+        (data_digest,) = connection.execute("SELECT data_digest FROM run").fetchone()
         environment = connection.execute(
             "SELECT facts FROM environment ORDER BY id DESC LIMIT 1"
         ).fetchone()
         rows = [row for _, row in _rows_after(connection, 0)]
     order = {strategy: i for i, strategy in enumerate(config.strategies)}
     rows.sort(key=lambda row: (order[row.strategy], row.trial, row.round))
-    return Run(config, json.loads(environment[0]) if environment else {}, rows)
+    return Run(config, json.loads(environment[0]) if environment else {}, rows, data_digest)
 
 
 def open_run(directory: Path, config: Config, *, data_digest: str) -> None:
