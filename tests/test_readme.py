@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import fastbadge as fb
@@ -108,7 +110,7 @@ def test_plot_results(tmp_path, monkeypatch):
     assert Path("badge_vs_random_comparison.png").is_file()
 
 
-@pytest.mark.parametrize("target", ["run", "test", "check", "bench"])
+@pytest.mark.parametrize("target", ["run", "test", "check", "docs", "bench"])
 def test_make_targets_are_there(target):
     makefile = (ROOT / "Makefile").read_text()
     assert f"\n{target}:" in makefile
@@ -121,7 +123,7 @@ def test_make_run_is_the_command_the_readme_names():
 
 def test_the_scripts_of_make_bench_are_there():
     scripts = re.findall(r"benchmarks/\w+\.py", dry_run("bench"))
-    assert len(scripts) == 5
+    assert len(scripts) == 6
     assert all((ROOT / script).is_file() for script in scripts)
 
 
@@ -141,13 +143,19 @@ def test_python_blocks_run():
         "probs_NC": torch.rand(300, 4).softmax(dim=1),
         "features_ND": torch.rand(300, 16),
     }
-    first, second = blocks(README, "python")
+    first, second, third = blocks(README, "python")
     exec(first, names)
     assert sorted(names["picked"].tolist()) == sorted(set(names["picked"].tolist()))
     assert names["picked"].shape == (100,)
     exec(second, names)
     expected = fb.select_from_arrays(names["probs_NC"], names["features_ND"], 100, seed=0)
     assert names["picked"].tolist() == expected.tolist()
+    x, y = load_digits(return_X_y=True)
+    clf = LogisticRegression(max_iter=50, tol=0.1).fit(x[:60] / 16, y[:60])
+    names |= {"clf": clf, "X_pool": x / 16, "done": range(60)}
+    exec(third, names)
+    assert len(set(names["picked"].tolist())) == 100
+    assert not set(names["picked"].tolist()) & set(range(60))
 
 
 def test_the_strategy_of_contributing_is_complete(monkeypatch):

@@ -263,8 +263,9 @@ def test_pictures_in_colour_and_fewer_than_a_line():
 
 def test_what_is_an_image():
     digits = load_dataset("digits")
-    assert picks.image_shape(digits, "digits") == (1, 8, 8)
-    assert picks.image_shape(digits, "csv:letter.csv") is None or hasattr(digits, "shape")
+    assert picks.image_shape(digits) == (1, 8, 8)
+    assert picks.image_shape(replace(digits, shape=(64,))) is None
+    assert picks.image_shape(replace(digits, shape=(2, 8, 4))) is None
 
 
 @pytest.mark.parametrize("config", [

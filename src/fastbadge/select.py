@@ -103,8 +103,8 @@ def select(
     job = Job(group)
     with job.together():
         registered = get_strategy(strategy)
-        position_N = _selectable(labeled, pool_size(pool))
-        _check_k(k, len(position_N))
+        position_N = selectable(labeled, pool_size(pool))
+        check_k(k, len(position_N))
         draw = resolve_generator(seed, generator)
         task = task_of(model, task, loss)
         shard = _shard(job, registered, model, pool, len(position_N), batch_size)
@@ -121,7 +121,7 @@ def select(
             batch_size=batch_size,
         )
     if not registered.needs:
-        return _choose(registered, PoolView(len(position_N)), k, draw, position_N)
+        return choose(registered, PoolView(len(position_N)), k, draw, position_N)
     ours = position_N if shard is None else position_N[shard.start : shard.stop]
     if job.rank > 0:
         progress = False
@@ -147,7 +147,7 @@ def select(
             if len(ours):
                 outputs = _gather(batches, len(ours), registered.needs, out, task, include_bias)
         view = PoolView(len(position_N), *outputs, wanted(progress), shard)
-        return _choose(registered, view, k, draw, position_N)
+        return choose(registered, view, k, draw, position_N)
 
 
 @overload
@@ -290,8 +290,8 @@ def select_from_arrays(
     whole = ArrayPool.of(
         probabilities, features, task=task, include_bias=include_bias, progress=progress
     )
-    position_N = _selectable(labeled, len(whole))
-    _check_k(k, len(position_N))
+    position_N = selectable(labeled, len(whole))
+    check_k(k, len(position_N))
     emb: GradientPool = whole
     if labeled is not None:
         emb = SubsetPool(whole, position_N.to(whole.device))
@@ -304,7 +304,7 @@ def select_from_arrays(
         task=whole.task,
         progress=wanted(progress),
     )
-    return _choose(registered, view, k, draw, position_N)
+    return choose(registered, view, k, draw, position_N)
 
 
 def _shard(
@@ -399,9 +399,10 @@ def _scratch_directory(parent: PathLike | None) -> Iterator[str | None]:
         yield path
 
 
-def _choose(
+def choose(
     registered: Registered, view: PoolView, k: int, generator: Generator, position_N: Tensor
 ) -> Tensor:
+    """Positions of the rows that a strategy chooses from a view, once they are sure to be k."""
     row_K = torch.as_tensor(registered.fn(view, k, generator=generator)).cpu()
     # Anyone can register a strategy, and a wrong row would be a wrong position without a sound.
     distinct = set(row_K.flatten().tolist())
@@ -417,7 +418,7 @@ def _choose(
     return position_N[row_K]
 
 
-def _selectable(labeled: Positions | None, N: int) -> Tensor:
+def selectable(labeled: Positions | None, N: int) -> Tensor:
     """LongTensor of the positions not in `labeled`, ascending."""
     if labeled is None:
         return torch.arange(N)
@@ -448,11 +449,12 @@ def _selectable(labeled: Positions | None, N: int) -> Tensor:
     return torch.from_numpy(np.flatnonzero(free_N))
 
 
-def _check_k(k: int, selectable: int) -> None:
-    if selectable == 0:
+def check_k(k: int, available: int) -> None:
+    """Refuse a k that is not between 1 and the number of examples to choose from."""
+    if available == 0:
         raise InputError("every example of the pool is in labeled; there is nothing left to select")
-    if not isinstance(k, int | np.integer) or not 1 <= k <= selectable:
+    if not isinstance(k, int | np.integer) or not 1 <= k <= available:
         raise InputError(
-            f"k is {k!r}; expected a whole number from 1 to {selectable}, "
+            f"k is {k!r}; expected a whole number from 1 to {available}, "
             "the examples that are not yet labelled"
         )

@@ -19,7 +19,7 @@ from fastbadge.gradients import GradientEmbedding, Task
 from fastbadge.kmeanspp import resolve_generator
 from fastbadge.pools import ArrayPool, GradientPool, SubsetPool
 from fastbadge.progress import wanted
-from fastbadge.select import Positions, _check_k, _choose, _selectable
+from fastbadge.select import Positions, check_k, choose, selectable
 from fastbadge.strategies import PoolView, get_strategy
 
 Features: TypeAlias = "NDArray[Any] | Callable[[Any], Any]"
@@ -80,8 +80,8 @@ def query(
     registered = get_strategy(strategy)
     draw = resolve_generator(seed, None)
     N = _num_rows(X_pool)
-    position_N = _selectable(labeled, N)
-    _check_k(k, len(position_N))
+    position_N = selectable(labeled, N)
+    check_k(k, len(position_N))
     view = PoolView(len(position_N))
     if registered.needs:
         last, X = _last_step(clf, X_pool)
@@ -101,7 +101,7 @@ def query(
             task=whole.task,
             progress=wanted(None),
         )
-    return _choose(registered, view, k, draw, position_N).numpy()
+    return choose(registered, view, k, draw, position_N).numpy()
 
 
 class _DenseWhenRead:

@@ -93,7 +93,7 @@ def _look_up(run: Run, data_dir: Path | None) -> Picks | str:
         trials[row.strategy][row.round] += 1
     with np.errstate(invalid="ignore"):
         counts = {name: (sums[name] / trials[name]).T for name in sums}
-    return Picks(sizes_C, counts, _sprites(run.rows, first, config.dataset))
+    return Picks(sizes_C, counts, _sprites(run.rows, first))
 
 
 def _load(run: Run, data_dir: Path | None, trial: int) -> Dataset:
@@ -112,8 +112,8 @@ def _at_hand(dataset: str, data_dir: Path | None) -> bool:
     return local or data_dir is not None or cached.is_dir()
 
 
-def _sprites(rows: Sequence[RoundRow], dataset: Dataset, name: str) -> dict[str, Sprite]:
-    shape = image_shape(dataset, name)
+def _sprites(rows: Sequence[RoundRow], dataset: Dataset) -> dict[str, Sprite]:
+    shape = image_shape(dataset)
     if shape is None:
         return {}
     channels, height, width = shape
@@ -131,10 +131,9 @@ def _sprites(rows: Sequence[RoundRow], dataset: Dataset, name: str) -> dict[str,
     }
 
 
-def image_shape(dataset: Dataset, name: str) -> tuple[int, int, int] | None:
+def image_shape(dataset: Dataset) -> tuple[int, int, int] | None:
     """Channels, height and width of a data set's examples; None where they are no small images."""
-    known = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28)}
-    shape: tuple[int, ...] = getattr(dataset, "shape", known.get(name, ()))
+    shape = dataset.shape
     if len(shape) != 3 or shape[0] not in (1, 3) or max(shape[1:]) > _LARGEST_SIDE:
         return None
     return shape[0], shape[1], shape[2]
