@@ -76,7 +76,7 @@ def test_stale_weights_and_small_blocks_leave_the_distribution_alone(
     # Blocks of two proposals and weights that are brought up to date at every excuse: proposals
     # then come from weights of every age, in one draw.
     monkeypatch.setattr(kmeanspp, "_BLOCK_SIZES", (2, 2))
-    monkeypatch.setattr(kmeanspp, "_COST_OF_ROW", 0)
+    monkeypatch.setattr(kmeanspp, "_COST_OF_NUMBER", 0)
 
     def draw(seed: int) -> list[int]:
         return kmeans_pp(small_pool, 4, seed=seed).tolist()
@@ -86,7 +86,7 @@ def test_stale_weights_and_small_blocks_leave_the_distribution_alone(
 
 @compiled
 def test_weights_never_brought_up_to_date(small_pool, table_from_max_norm, monkeypatch, arithmetic):
-    monkeypatch.setattr(kmeanspp, "_COST_OF_ROW", 10**12)
+    monkeypatch.setattr(kmeanspp, "_COST_OF_NUMBER", 10**12)
 
     def draw(seed: int) -> list[int]:
         return kmeans_pp(small_pool, 4, seed=seed).tolist()
@@ -239,7 +239,7 @@ def test_any_pool_gives_the_same_k_distinct_positions_in_any_arithmetic(pool, da
     k, seed = data.draw(st.integers(1, N)), data.draw(st.integers(0, 99))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kmeanspp, "_BLOCK_SIZES", data.draw(st.sampled_from([(1, 4), (32, 256)])))
-        patch.setattr(kmeanspp, "_COST_OF_ROW", data.draw(st.sampled_from([0, 20_000, 10**7])))
+        patch.setattr(kmeanspp, "_COST_OF_NUMBER", data.draw(st.sampled_from([0, 40, 10**6])))
         patch.setattr(scaled, "_ENTRIES_WORTH_COMPILING", 10**18)
         picks = kmeans_pp(pool, k, seed=seed)
         patch.setattr(scaled, "_ENTRIES_WORTH_COMPILING", 0)

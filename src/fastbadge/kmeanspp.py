@@ -39,7 +39,7 @@ _BLOCK_SIZES = (32, 256)
 # What things cost, in multiply-adds of a product; only their order of magnitude matters, and they
 # are constants, not timings, because the course of the sampling must not depend on the machine.
 _COST_OF_PROPOSAL = 100_000
-_COST_OF_ROW = 20_000
+_COST_OF_NUMBER = 40  # of the pool, which is read: memory bounds that, not multiplication
 _COST_OF_PAIR = 30
 
 
@@ -189,7 +189,7 @@ def _walk(
             fresh_acceptance = share
         pair = pool.num_columns + _COST_OF_PAIR
         left = need - len(accepted)
-        cost_of_update = len(pool) * (_COST_OF_ROW + pair * len(accepted))
+        cost_of_update = len(pool) * (_COST_OF_NUMBER * pool.num_columns + pair * len(accepted))
         cost_now = _COST_OF_PROPOSAL + pair * (len(accepted) + left / 2)
         cost_then = _COST_OF_PROPOSAL + pair * left / 2
         wasted += (size - len(taken)) * (_COST_OF_PROPOSAL + pair * len(accepted))
