@@ -57,10 +57,12 @@ ALLOWED = {
     "screen_numba": {"rows", "screen"},
     "pools": {"gradients", "progress", "rows", "screen", "screen_numba"},
     "batches": set(),
+    "dropout": set(),
     "inference": {"batches", "progress"},
     "strategies": {"gradients", "kmeanspp", "pools"},
     "select": {
         "batches",
+        "dropout",
         "gradients",
         "inference",
         "kmeanspp",
