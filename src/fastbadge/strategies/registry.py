@@ -182,7 +182,7 @@ def _option(strategy: Registered, setting: str) -> tuple[str, Any]:
 def strategy_names() -> list[str]:
     """Names of all strategies, sorted.
 
-    >>> strategy_names()
-    ['badge', 'badge_proxy', 'badge_subset', 'entropy', 'least_confidence', 'margin', 'random']
+    >>> strategy_names()[:5]
+    ['albl', 'badge', 'badge_proxy', 'badge_subset', 'bait']
     """
     return sorted(_TABLE)

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from fastbadge.gradients import Task
 from fastbadge.strategies.registry import PoolView, register
 
 Measure: TypeAlias = Literal["least_confidence", "margin", "entropy"]
@@ -38,24 +39,24 @@ def entropy(view: PoolView, k: int, *, generator: Generator) -> Tensor:
 
 def least_sure(view: PoolView, k: int, measure: Measure) -> Tensor:
     """LongTensor[k]: the rows of which the model is least sure, the least sure first."""
-    sureness = _SURENESS[measure]
-    starts = range(0, view.size, _ROWS_AT_ONCE)
-    sureness_N = torch.cat(
-        [
-            sureness(_distributions_BLC(view, slice(i, min(i + _ROWS_AT_ONCE, view.size))))
-            for i in starts
-        ]
-    )
-    return sureness_N.argsort(stable=True)[:k]
+    return sureness(view, measure).argsort(stable=True)[:k]
 
 
-def _distributions_BLC(view: PoolView, rows: slice) -> Tensor:
+def sureness(view: PoolView, measure: Measure) -> Tensor:
+    """How sure the model is of each row by a measure, the higher the surer: float64 [N]."""
+    assert view.probabilities is not None and view.task is not None
+    measured = []
+    for start in range(0, view.size, _ROWS_AT_ONCE):
+        prob_BC = view.probabilities(slice(start, min(start + _ROWS_AT_ONCE, view.size)))
+        measured.append(_SURENESS[measure](distributions(prob_BC, view.task)))
+    return torch.cat(measured)
+
+
+def distributions(prob_BC: Tensor, task: Task) -> Tensor:
     """[B, L, C]: L distributions over C classes an example; L = 1 unless multilabel."""
-    assert view.probabilities is not None
-    probability_BC = view.probabilities(rows)
-    if view.task == "multiclass":
-        return probability_BC[:, None, :]
-    return torch.stack([1 - probability_BC, probability_BC], dim=2)
+    if task == "multiclass":
+        return prob_BC[:, None, :]
+    return torch.stack([1 - prob_BC, prob_BC], dim=2)
 
 
 def _confidence(prob_BLC: Tensor) -> Tensor:
