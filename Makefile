@@ -27,6 +27,7 @@ check: $(VENV)/.dev-installed
 bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/main_job.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/query.py --data-dir $(DATA_DIR)
+	$(BIN)/python benchmarks/strategies.py
 	$(BIN)/python benchmarks/disk.py
 	$(BIN)/python benchmarks/report.py
 
