@@ -39,6 +39,7 @@ browser:
 bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/main_job.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/query.py --data-dir $(DATA_DIR)
+	$(BIN)/python benchmarks/strategies.py
 	$(BIN)/python benchmarks/disk.py
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/distributed.py --data-dir $(DATA_DIR)

@@ -71,6 +71,23 @@ def query(record: dict[str, Any]) -> str:
     )
 
 
+def strategies(record: dict[str, Any]) -> str:
+    """One query of each strategy."""
+    rows = []
+    for row in record["rows"]:
+        N, C, D = row["pool"]
+        cells = [row["strategy"], f"{N:,} x ({C}, {D})", f"{row['k']:,}"]
+        rows.append([*cells, f"{row['seconds']:.2f}", f"{row['mb']:.0f}"])
+    return (
+        "## Every strategy: `strategies.py`\n\n"
+        "A query of k given what it needs of the model, with 1,000 labelled examples; the first\n"
+        "call in a process of its own, so with the loading of scikit-learn or compiled code. MB\n"
+        "beyond the pool and what was loaded before.\n\n"
+        + table(["strategy", "pool", "k", "seconds", "MB"], rows)
+        + environment(record)
+    )
+
+
 def figures(title: str, script: str, record: dict[str, Any]) -> str:
     """Plain figures under their headings."""
     text = f"## {title}: `{script}`\n\n"
@@ -85,6 +102,7 @@ def main() -> None:
     """Read the figures, write the page."""
     read = {p.stem: json.loads(p.read_text()) for p in (FOLDER / "results").glob("*.json")}
     page = HEAD + query(read["query"])
+    page += strategies(read["strategies"])
     page += figures("The main job", "main_job.py", read["main_job"])
     page += figures("Pools on disk", "disk.py", read["disk"])
     page += figures("A query over the forward pass alone", "forward.py", read["forward"])

@@ -71,12 +71,14 @@ ALLOWED = {
     "kmeanspp": {"distributed", "pools", "progress", "rows", "sharded", "weights"},
     "pools": {"gradients", "progress", "rows", "screen", "screen_numba"},
     "batches": set(),
+    "dropout": set(),
     "heads": set(),
     "inference": {"batches", "gradients", "heads", "progress"},
     "strategies": {"distributed", "gradients", "kmeanspp", "pools", "sharded"},
     "select": {
         "batches",
         "distributed",
+        "dropout",
         "gradients",
         "inference",
         "kmeanspp",
@@ -85,7 +87,7 @@ ALLOWED = {
         "sharded",
         "strategies",
     },
-    "sklearn": {"gradients", "kmeanspp", "pools", "progress", "select", "strategies"},
+    "sklearn": {"gradients", "pools", "select", "strategies"},
     "lightning": {"batches", "select"},
     "": {"gradients", "kmeanspp", "pools", "select", "sharded", "strategies"},
 }

@@ -24,6 +24,7 @@ from fastbadge.lab.plots import (
 )
 from fastbadge.lab.statistics import labels_saved, learning_curve
 from fastbadge.lab.store import RoundRow
+from fastbadge.strategies import strategy_names
 
 
 def rows_of(*strategies, trials=3, rounds=5, seconds=None):
@@ -221,7 +222,8 @@ def test_nothing_to_draw(tmp_path):
 
 
 def test_every_strategy_has_its_own_look():
-    assert {"badge", "random", "margin", "entropy", "least_confidence"} <= set(LOOKS)
+    shortcuts = {"badge_subset", "badge_proxy"}  # are run under names with options
+    assert set(LOOKS) == set(strategy_names()) - shortcuts
     looks = [*LOOKS.values(), *OTHER_LOOKS]
     assert len({color for color, _ in looks}) == len({marker for _, marker in looks}) == len(looks)
     figure = draw_learning_curves(rows_of("mine", "badge", "yours"))

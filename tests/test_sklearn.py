@@ -19,7 +19,8 @@ from sklearn.svm import LinearSVC
 from torch import nn
 
 import fastbadge as fb
-from fastbadge.sklearn import _DenseWhenRead, query
+from fastbadge.pools import DenseWhenRead
+from fastbadge.sklearn import query
 from fastbadge.strategies import registry
 
 X, Y = load_digits(return_X_y=True)
@@ -192,14 +193,14 @@ def test_sparse_features_choose_what_dense_ones_choose(last, labeled):
 
 
 def test_the_sparse_pool_is_never_dense_as_a_whole(monkeypatch):
-    sizes, read = [], _DenseWhenRead.__getitem__
+    sizes, read = [], DenseWhenRead.__getitem__
 
     def recorded(self, rows):
         dense = read(self, rows)
         sizes.append(dense.shape)
         return dense
 
-    monkeypatch.setattr(_DenseWhenRead, "__getitem__", recorded)
+    monkeypatch.setattr(DenseWhenRead, "__getitem__", recorded)
     matrix = scipy.sparse.random_array((1000, 10_000), density=1e-3, format="csr", rng=0)
     prob_NC = np.random.default_rng(0).dirichlet(np.ones(3), 1000)
     picked = query(Given(prob_NC), matrix, 10, seed=0)

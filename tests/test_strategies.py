@@ -195,13 +195,26 @@ def test_options_of_ones_own_strategy(table, arrays):
 
 def test_the_table():
     assert fb.strategy_names() == [
+        "albl",
         "badge",
         "badge_proxy",
         "badge_subset",
+        "bait",
+        "bald",
+        "batchbald",
+        "cluster_margin",
+        "coreset",
         "entropy",
+        "kdpp",
         "least_confidence",
         "margin",
+        "power_bald",
+        "power_margin",
+        "probcover",
         "random",
+        "typiclust",
+        "uncertainty_herding",
+        "vessal",
     ]
     assert get_strategy("badge").needs == {"gradients"}
     assert get_strategy("margin").needs == {"probabilities"}
@@ -214,10 +227,10 @@ def test_the_table():
     [
         (
             "bagde",
-            "strategy is 'bagde'; did you mean 'badge'\\? expected one of badge, badge_proxy,",
+            "strategy is 'bagde'; did you mean 'badge'\\? expected one of albl, badge,",
         ),
-        ("xyz", "strategy is 'xyz'; expected one of badge, badge_proxy,"),
-        (None, "strategy is None; expected one of badge"),
+        ("xyz", "strategy is 'xyz'; expected one of albl, badge, badge_proxy,"),
+        (None, "strategy is None; expected one of albl"),
     ],
 )
 def test_an_unknown_name(name, message):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, overload
 from zlib import crc32
@@ -16,17 +18,25 @@ from torch.utils.data import DataLoader
 
 from fastbadge.batches import Pool, as_tensor, pool_size
 from fastbadge.distributed import Group, Job, Shard, check_whole, silent
+from fastbadge.dropout import fixed_dropout
 from fastbadge.errors import InputError
 from fastbadge.gradients import ArrayLike, GradientEmbedding, Task, resolve_task, sigmoid
 from fastbadge.inference import Amp, Batches, Forward, collect, infer_batches, task_of
 from fastbadge.kmeanspp import resolve_generator
-from fastbadge.pools import ArrayPool, DiskPool, GradientPool, SubsetPool, write_pool
+from fastbadge.pools import (
+    ArrayPool,
+    DenseWhenRead,
+    DiskPool,
+    GradientPool,
+    SubsetPool,
+    write_pool,
+)
 from fastbadge.pools.disk import PathLike, Storage
 from fastbadge.progress import wanted
 from fastbadge.strategies import PoolView, Registered, get_strategy
-from fastbadge.strategies.registry import Need, Probabilities
+from fastbadge.strategies.registry import Memory, Need, RowsOf
 
-_Outputs: TypeAlias = tuple[Probabilities | None, GradientPool | None, Task | None]
+_Outputs: TypeAlias = tuple[RowsOf | None, GradientPool | None, Task]
 Positions: TypeAlias = "Sequence[int] | Sequence[bool] | Tensor | NDArray[Any]"
 
 
@@ -49,12 +59,16 @@ def select(
     generator: Generator | None = None,
     progress: bool | None = None,
     factors_dir: PathLike | None = None,
+    labels: ArrayLike | None = None,
+    memory: Memory | None = None,
     group: Group = None,
 ) -> Tensor:
     """Which k examples of the pool to label next.
 
     Runs the model once over the examples that are not yet labelled, in eval mode and without
-    gradients, and leaves it as it was. A strategy that needs nothing of the model runs nothing.
+    gradients, and leaves it as it was. A strategy that needs nothing of the model runs nothing;
+    one that looks at the labelled examples (`coreset`, `bait`, ...) runs it over those too, and
+    one that asks for Monte-Carlo dropout (`bald`, ...) once for every sample.
 
     Args:
         model: a classifier whose logits come from a linear layer or a 1x1 convolution, found by
@@ -82,6 +96,10 @@ def select(
         factors_dir: a directory on a disk with room for the gradients' factors, 4 (C + D) bytes
             an example, which then never are in memory and are removed at the end. It changes no
             pick. Logits stay in memory for strategies that need probabilities.
+        labels: whole numbers, the classes of the examples in `labeled`, in the same order (of a
+            mask: ascending); for strategies that learn from their queries (`albl`).
+        memory: a dictionary for such strategies, empty before the first query: it is changed in
+            place, can be written as JSON, and goes into the next query.
         group: the torch.distributed process group whose processes make this call together, each
             with the same arguments; each runs its share of the pool, and all get the same picks.
             By default all processes of the job where torch.distributed is initialised; False to
@@ -103,12 +121,15 @@ def select(
     job = Job(group)
     with job.together():
         registered = get_strategy(strategy)
-        position_N = selectable(labeled, pool_size(pool))
+        position_N, known_L = divide(labeled, pool_size(pool))
         check_k(k, len(position_N))
+        label_L = _labels_of(known_L, labels)
         draw = resolve_generator(seed, generator)
         task = task_of(model, task, loss)
         shard = _shard(job, registered, model, pool, len(position_N), batch_size)
+    ours = position_N
     if shard is not None:
+        ours = position_N[shard.start : shard.stop]
         job.align(
             draw,
             k=k,
@@ -120,33 +141,55 @@ def select(
             include_bias=include_bias,
             batch_size=batch_size,
         )
-    if not registered.needs:
-        return choose(registered, PoolView(len(position_N)), k, draw, position_N)
-    ours = position_N if shard is None else position_N[shard.start : shard.stop]
-    if job.rank > 0:
-        progress = False
-    batches = infer_batches(
+    run = partial(
+        infer_batches,
         model,
         pool,
-        positions=None if labeled is None and shard is None else ours,
-        features="gradients" in registered.needs,
         head=head,
         forward=forward,
         task=task,
         batch_size=batch_size,
         device=device,
         amp=amp,
-        progress=progress,
+        progress=progress if job.rank == 0 else False,
     )
+    needs = registered.needs
+    factors = needs & {"gradients", "features"}
+
+    def see(row_N: Tensor, out: str | None) -> PoolView:
+        view = PoolView(len(row_N), task=task, positions=row_N)
+        if len(row_N) == 0 or not (factors or "probabilities" in needs):
+            return view
+        whole = len(row_N) == len(position_N) + len(known_L)
+        batches = run(positions=None if whole else row_N, features=bool(factors))
+        outputs = _gather(batches, len(row_N), needs, out, task, include_bias)
+        return _with_outputs(view, needs, outputs, include_bias)
+
+    def samples(count: int, generator: Generator) -> Iterator[Tensor]:
+        for _ in range(count):
+            with fixed_dropout(model, generator):
+                logit_NC = collect(
+                    run(positions=position_N, features=False), len(position_N)
+                ).logit_NC
+            resolved = resolve_task(task, logit_NC.shape[1])
+            yield _probabilities(logit_NC, resolved)(slice(0, len(position_N)))
+
     with ExitStack() as scratch:
-        outputs: _Outputs = (None, None, None)
         with job.together(), silent(model):
-            out = scratch.enter_context(
-                _scratch_directory(factors_dir if "gradients" in registered.needs else None)
-            )
-            if len(ours):
-                outputs = _gather(batches, len(ours), registered.needs, out, task, include_bias)
-        view = PoolView(len(position_N), *outputs, wanted(progress), shard)
+            room = factors_dir if factors else None
+            view = see(ours, scratch.enter_context(_scratch_directory(room)))
+            if "labeled" in needs and len(known_L):
+                out = scratch.enter_context(_scratch_directory(room))
+                known = see(known_L.sort().values, out)
+                view = replace(view, labeled=replace(known, labels=label_L))
+        view = replace(
+            view,
+            size=len(position_N),
+            shard=shard,
+            samples=samples if "samples" in needs else None,
+            memory=memory if "memory" in needs else None,
+            progress=wanted(progress) and job.rank == 0,
+        )
         return choose(registered, view, k, draw, position_N)
 
 
@@ -248,6 +291,8 @@ def select_from_arrays(
     seed: int | None = None,
     generator: Generator | None = None,
     progress: bool | None = None,
+    labels: ArrayLike | None = None,
+    memory: Memory | None = None,
 ) -> Tensor:
     """Which k examples to label next, from a model of any framework.
 
@@ -266,6 +311,8 @@ def select_from_arrays(
         seed: an integer, for the same choice every time.
         generator: a CPU torch.Generator in place of a seed.
         progress: show a bar; by default on a terminal only, after two seconds.
+        labels: as of `select`.
+        memory: as of `select`.
 
     Returns:
         LongTensor[k] on the CPU: distinct rows in order of choice.
@@ -278,32 +325,39 @@ def select_from_arrays(
     tensor([1, 2])
     """
     registered = get_strategy(strategy)
+    needs = registered.needs
+    if "samples" in needs:
+        raise InputError(f"strategy {strategy!r} runs the model's dropout; use select(model, ...)")
     draw = resolve_generator(seed, generator)
     if features is None:
-        if "gradients" in registered.needs:
+        if needs & {"gradients", "features"}:
             raise InputError(f"strategy {strategy!r} needs features; pass the last layer's inputs")
         features = np.broadcast_to(np.float32(1), (*np.shape(probabilities)[:1], 1))
-    mapped = isinstance(probabilities, np.memmap) or isinstance(features, np.memmap)
+    mapped = any(isinstance(a, np.memmap | DenseWhenRead) for a in (probabilities, features))
     if not mapped:
         probabilities, features = as_tensor(probabilities), as_tensor(features)
     # All rows are checked, labelled ones too, so that an error names rows of what was passed in.
     whole = ArrayPool.of(
         probabilities, features, task=task, include_bias=include_bias, progress=progress
     )
-    position_N = selectable(labeled, len(whole))
+    position_N, known_L = divide(labeled, len(whole))
     check_k(k, len(position_N))
-    emb: GradientPool = whole
-    if labeled is not None:
-        emb = SubsetPool(whole, position_N.to(whole.device))
-    if not mapped:
-        emb = GradientEmbedding(*emb.factors(slice(0, len(emb))))
-    view = PoolView(
-        size=len(position_N),
-        probabilities=lambda index: whole.probabilities(position_N[index]),
-        embedding=emb,
-        task=whole.task,
-        progress=wanted(progress),
-    )
+    label_L = _labels_of(known_L, labels)
+
+    def see(row_N: Tensor) -> PoolView:
+        emb: GradientPool = whole
+        if labeled is not None:
+            emb = SubsetPool(whole, row_N.to(whole.device))
+        if not mapped:
+            emb = GradientEmbedding(*emb.factors(slice(0, len(emb))))
+        view = PoolView(len(row_N), positions=row_N)
+        outputs = (lambda index: whole.probabilities(row_N[index])), emb, whole.task
+        return _with_outputs(view, needs, outputs, include_bias)
+
+    view = see(position_N)
+    if "labeled" in needs and len(known_L):
+        view = replace(view, labeled=replace(see(known_L.sort().values), labels=label_L))
+    view = replace(view, memory=memory if "memory" in needs else None, progress=wanted(progress))
     return choose(registered, view, k, draw, position_N)
 
 
@@ -335,7 +389,7 @@ def _gather(
     task: Task | None,
     include_bias: bool,
     dtype: Storage | None = None,
-) -> tuple[Probabilities | None, GradientPool | None, Task]:
+) -> _Outputs:
     """What a strategy needs of a forward pass; gradients in a directory if one is given."""
     if out is not None:
         logits, emb = _write_gradients(batches, N, needs, out, task, include_bias, dtype)
@@ -376,7 +430,29 @@ def _write_gradients(
     return logits, DiskPool.open(out, device=emb.device)
 
 
-def _probabilities(logit_NC: Tensor, task: Task) -> Probabilities:
+def _with_outputs(
+    view: PoolView, needs: frozenset[Need], outputs: _Outputs, include_bias: bool
+) -> PoolView:
+    """The view with what the strategy asked for, and nothing else."""
+    probabilities, emb, task = outputs
+    features = None
+    if "features" in needs:
+        assert emb is not None
+        pool, width = emb, emb.num_features - include_bias
+
+        def features(index: Tensor | slice) -> Tensor:
+            return pool.factors(index)[1][:, :width]
+
+    return replace(
+        view,
+        probabilities=probabilities if "probabilities" in needs else None,
+        embedding=emb if "gradients" in needs else None,
+        features=features,
+        task=task,
+    )
+
+
+def _probabilities(logit_NC: Tensor, task: Task) -> RowsOf:
     def probabilities(index: Tensor | slice) -> Tensor:
         # float64: in float32 every example whose logits are 17 apart has p = 1, a tie.
         wide_BC = logit_NC[index].double()
@@ -418,10 +494,10 @@ def choose(
     return position_N[row_K]
 
 
-def selectable(labeled: Positions | None, N: int) -> Tensor:
-    """LongTensor of the positions not in `labeled`, ascending."""
+def divide(labeled: Positions | None, N: int) -> tuple[Tensor, Tensor]:
+    """LongTensors of the positions not in `labeled`, ascending, and of those in it, as given."""
     if labeled is None:
-        return torch.arange(N)
+        return torch.arange(N), torch.empty(0, dtype=torch.int64)
     if isinstance(labeled, set | frozenset):
         labeled = sorted(labeled)
     given = np.asarray(labeled.cpu() if isinstance(labeled, Tensor) else labeled)
@@ -430,23 +506,34 @@ def selectable(labeled: Positions | None, N: int) -> Tensor:
             f"labeled has shape {given.shape} and dtype {given.dtype}; "
             "expected a list of positions or a boolean mask over the pool"
         )
-    free_N = np.ones(N, dtype=bool)
     if given.dtype == bool:
         if len(given) != N:
             raise InputError(f"labeled is a mask of length {len(given)}; the pool has {N} examples")
-        free_N = ~given
-    else:
-        outside = given[(given < 0) | (given >= N)]
-        if outside.size:
-            raise InputError(f"labeled has position {outside[0]}; the pool has 0 to {N - 1}")
-        times_N = np.bincount(given.astype(np.int64), minlength=N)
-        if times_N.max() > 1:
-            raise InputError(
-                f"labeled has position {times_N.argmax()} {times_N.max()} times; "
-                "each must be given once"
-            )
-        free_N = times_N == 0
-    return torch.from_numpy(np.flatnonzero(free_N))
+        given = np.flatnonzero(given)
+    outside = given[(given < 0) | (given >= N)]
+    if outside.size:
+        raise InputError(f"labeled has position {outside[0]}; the pool has 0 to {N - 1}")
+    known_L = given.astype(np.int64)
+    times_N = np.bincount(known_L, minlength=N)
+    if times_N.max() > 1:
+        raise InputError(
+            f"labeled has position {times_N.argmax()} {times_N.max()} times; "
+            "each must be given once"
+        )
+    return torch.from_numpy(np.flatnonzero(times_N == 0)), torch.from_numpy(known_L)
+
+
+def _labels_of(known_L: Tensor, labels: ArrayLike | None) -> Tensor | None:
+    """LongTensor[L]: the labels in ascending order of their positions."""
+    if labels is None:
+        return None
+    label_L = as_tensor(labels).cpu()
+    if label_L.shape != known_L.shape or label_L.is_floating_point():
+        raise InputError(
+            f"labels has shape {tuple(label_L.shape)} and dtype {label_L.dtype}; expected a whole "
+            f"number for each of the {len(known_L)} examples in labeled"
+        )
+    return label_L.long()[known_L.argsort()]
 
 
 def check_k(k: int, available: int) -> None:

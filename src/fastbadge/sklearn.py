@@ -15,12 +15,10 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
 
 from fastbadge.errors import InputError
-from fastbadge.gradients import GradientEmbedding, Task
-from fastbadge.kmeanspp import resolve_generator
-from fastbadge.pools import ArrayPool, GradientPool, SubsetPool
-from fastbadge.progress import wanted
-from fastbadge.select import Positions, check_k, choose, selectable
-from fastbadge.strategies import PoolView, get_strategy
+from fastbadge.gradients import Task
+from fastbadge.pools import DenseWhenRead
+from fastbadge.select import Positions, select_from_arrays
+from fastbadge.strategies import get_strategy
 
 Features: TypeAlias = "NDArray[Any] | Callable[[Any], Any]"
 
@@ -77,57 +75,26 @@ def query(
     >>> query(clf, X, k=3, labeled=range(0, 150, 10), seed=0).shape
     (3,)
     """
-    registered = get_strategy(strategy)
-    draw = resolve_generator(seed, None)
     N = _num_rows(X_pool)
-    position_N = selectable(labeled, N)
-    check_k(k, len(position_N))
-    view = PoolView(len(position_N))
-    if registered.needs:
+    prob_NC: NDArray[Any] = np.ones((N, 1))  # for a strategy that asks for nothing
+    feature_ND: Any = None
+    if needs := get_strategy(strategy).needs:
         last, X = _last_step(clf, X_pool)
         prob_NC = _probabilities(last, X, N)
-        feature_ND: Any = np.ones((N, 1))
-        if "gradients" in registered.needs:
+        if needs & {"gradients", "features"}:
             given = features(X_pool) if callable(features) else features
             feature_ND = _features(last, X) if given is None else _as_matrix(given)
-        whole = ArrayPool.of(prob_NC, feature_ND, task=task, include_bias=include_bias)
-        emb: GradientPool = SubsetPool(whole, position_N)
-        if isinstance(feature_ND, np.ndarray):
-            emb = GradientEmbedding(*emb.factors(slice(0, len(emb))))
-        view = PoolView(
-            size=len(position_N),
-            probabilities=lambda index: whole.probabilities(position_N[index]),
-            embedding=emb,
-            task=whole.task,
-            progress=wanted(None),
-        )
-    return choose(registered, view, k, draw, position_N).numpy()
-
-
-class _DenseWhenRead:
-    """A sparse matrix that gives dense rows, as an np.memmap gives rows in memory.
-
-    10,000 texts over 30,000 words would be 1.2 GB in float32; a query for 100 of them spends a
-    tenth of its 3 s making rows dense.
-    """
-
-    ndim = 2
-
-    def __init__(self, matrix: Any) -> None:
-        self.matrix = matrix
-        self.shape: tuple[int, int] = matrix.shape
-        self.dtype: np.dtype[Any] = matrix.dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
-        dense: NDArray[Any] = self.matrix[rows].toarray()
-        return dense
-
-    def take(self, rows: NDArray[np.int64], **axis_out_mode: Any) -> NDArray[Any]:
-        """What np.take(self, rows, axis=0) calls."""
-        return self[rows]
+    picked_K = select_from_arrays(
+        prob_NC,
+        feature_ND,
+        k,
+        strategy=strategy,
+        labeled=labeled,
+        task=task,
+        include_bias=include_bias,
+        seed=seed,
+    )
+    return picked_K.numpy()
 
 
 def _num_rows(X: Any) -> int:
@@ -178,7 +145,7 @@ def _features(clf: Any, X: Any) -> Any:
     hidden = _as_matrix(X)
     if not isinstance(clf, MLPClassifier) or len(clf.coefs_) == 1:
         return hidden
-    if isinstance(hidden, _DenseWhenRead):
+    if isinstance(hidden, DenseWhenRead):
         hidden = hidden.matrix
     activate = _ACTIVATIONS[clf.activation]
     for weight, bias in zip(clf.coefs_[:-1], clf.intercepts_[:-1], strict=True):
@@ -196,7 +163,7 @@ def _as_matrix(features: Any) -> Any:
             f"features cannot be used: {reason}; "
             "pass features=, numbers of shape [N, D] or a function that makes them of X_pool"
         ) from error
-    return _DenseWhenRead(matrix) if issparse(matrix) else matrix
+    return DenseWhenRead(matrix) if issparse(matrix) else matrix
 
 
 _ACTIVATIONS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {

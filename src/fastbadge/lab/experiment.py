@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -151,6 +152,7 @@ def _run_trial(
     if "gradients" in get_strategy(strategy).needs:
         columns = dataset.num_classes + config.hidden[-1]
         load_arithmetic(config.trials * config.rounds * pool_size * columns)
+    memory = json.loads(done[-1].memory) if done else {}
     labeled_L = _initial_labels(config, trial, pool_size)
     for row in done:
         labeled_L = torch.cat([labeled_L, torch.tensor(row.picks, dtype=torch.int64)])
@@ -184,6 +186,8 @@ def _run_trial(
                 config.query_size,
                 strategy=strategy,
                 labeled=labeled_L,
+                labels=dataset.y_pool_N[known_L],
+                memory=memory,
                 generator=generator_for(config.seed, trial, round, "query"),
                 progress=False,
             )
@@ -199,6 +203,7 @@ def _run_trial(
             query_seconds=queried - evaluated if len(picked_K) else 0.0,
             eval_seconds=evaluated - trained,
             picks=tuple(picked_K.tolist()),
+            memory=json.dumps(memory),
         )
         record_round(out, row, environment_id)
         labeled_L = torch.cat([labeled_L, picked_K])

@@ -19,14 +19,40 @@ from fastbadge.lab.penalty import error_cdf, in_every_setting, penalty_matrix
 from fastbadge.lab.statistics import LabelsSaved, labels_saved, learning_curve, query_time
 from fastbadge.lab.store import RoundRow
 
-# Okabe & Ito (2008): eight colours that colour-blind readers tell apart. Known strategies keep
-# theirs in every picture, and the marker tells them apart in a grey print.
+# Okabe & Ito (2008): eight colours that colour-blind readers tell apart; the rarer strategies have
+# Paul Tol's twelve and a grey. Known strategies keep theirs in every picture, and the marker tells
+# apart what is close in colour, or a grey print.
 LOOKS = {
     "badge": ("#0072B2", "o"),
     "random": ("#D55E00", "s"),
     "margin": ("#009E73", "^"),
     "entropy": ("#CC79A7", "D"),
     "least_confidence": ("#E69F00", "v"),
+    "coreset": ("#332288", "p"),
+    "albl": ("#999933", "$A$"),
+    "kdpp": ("#882255", "$K$"),
+    "bait": ("#661100", "*"),
+    "bald": ("#117733", "<"),
+    "batchbald": ("#44AA99", ">"),
+    "power_bald": ("#88CCEE", "8"),
+    "power_margin": ("#6699CC", "d"),
+    "cluster_margin": ("#AA4499", "H"),
+    "typiclust": ("#CC6677", "$T$"),
+    "probcover": ("#DDCC77", "$\\clubsuit$"),
+    "uncertainty_herding": ("#AA4466", "$\\spadesuit$"),
+    "vessal": ("#777777", "$V$"),
+}
+_NAMES = {
+    "badge": "BADGE",
+    "albl": "ALBL",
+    "kdpp": "k-DPP",
+    "bait": "BAIT",
+    "bald": "BALD",
+    "batchbald": "BatchBALD",
+    "power_bald": "Power BALD",
+    "typiclust": "TypiClust",
+    "probcover": "ProbCover",
+    "vessal": "VeSSAL",
 }
 OTHER_LOOKS = (("#56B4E9", "P"), ("#000000", "X"), ("#F0E442", "h"))
 
@@ -294,7 +320,7 @@ def display_name(strategy: str) -> str:
     >>> display_name("badge"), display_name("least_confidence")
     ('BADGE', 'Least confidence')
     """
-    return "BADGE" if strategy == "badge" else strategy.replace("_", " ").capitalize()
+    return _NAMES.get(strategy, strategy.replace("_", " ").capitalize())
 
 
 def in_words(strategy: str) -> str:

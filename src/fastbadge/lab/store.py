@@ -46,13 +46,14 @@ CREATE TABLE round (
     query_seconds REAL NOT NULL,
     eval_seconds REAL NOT NULL,
     picks TEXT NOT NULL,          -- JSON list of positions in the pool
+    memory TEXT NOT NULL,         -- JSON object, what the strategy noted for its next query
     environment INTEGER NOT NULL REFERENCES environment (id),
     UNIQUE (strategy, trial, round)
 ) STRICT;
 """
 _FIELDS = (
     "strategy, trial, round, labels, accuracy, loss, "
-    "train_seconds, query_seconds, eval_seconds, picks"
+    "train_seconds, query_seconds, eval_seconds, picks, memory"
 )
 
 
@@ -71,6 +72,7 @@ class RoundRow:
         query_seconds: wall time of the query, forward pass over the pool included; 0 without one.
         eval_seconds: wall time of the test set's forward pass.
         picks: positions in the pool that the query chose, in order; empty in the last round.
+        memory: JSON object, what the strategy noted for its next query (see `select`).
     """
 
     strategy: str
@@ -83,6 +85,7 @@ class RoundRow:
     query_seconds: float
     eval_seconds: float
     picks: tuple[int, ...]
+    memory: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +309,10 @@ def _rows_after(connection: sqlite3.Connection, last_id: int) -> list[tuple[int,
     found = connection.execute(
         f"SELECT id, {_FIELDS} FROM round WHERE id > ? ORDER BY id", (last_id,)
     )
-    return [(id_, RoundRow(*[*values, tuple(json.loads(picks))])) for id_, *values, picks in found]
+    return [
+        (id_, RoundRow(*[*values, tuple(json.loads(picks)), memory]))
+        for id_, *values, picks, memory in found
+    ]
 
 
 def _now() -> str:

@@ -1,6 +1,6 @@
 """Where an embedding lives, and what the sampler sees of it."""
 
-from fastbadge.pools.arrays import ArrayPool
+from fastbadge.pools.arrays import ArrayPool, DenseWhenRead
 from fastbadge.pools.disk import DiskPool, write_pool
 from fastbadge.pools.interface import GradientPool
 from fastbadge.pools.scaled import ScaledPool, load_arithmetic
@@ -8,6 +8,7 @@ from fastbadge.pools.subset import SubsetPool
 
 __all__ = [
     "ArrayPool",
+    "DenseWhenRead",
     "DiskPool",
     "GradientPool",
     "ScaledPool",

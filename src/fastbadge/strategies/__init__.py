@@ -1,6 +1,20 @@
 """Which examples to choose: one file a family, one table."""
 
-from fastbadge.strategies import badge, random, shortcuts, uncertainty
+from fastbadge.strategies import (
+    albl,
+    badge,
+    bait,
+    bald,
+    batchbald,
+    clusters,
+    coreset,
+    coverage,
+    determinantal,
+    power,
+    random,
+    shortcuts,
+    uncertainty,
+)
 from fastbadge.strategies.registry import (
     PoolView,
     Registered,
@@ -14,8 +28,17 @@ __all__ = [
     "PoolView",
     "Registered",
     "Strategy",
+    "albl",
     "badge",
+    "bait",
+    "bald",
+    "batchbald",
+    "clusters",
+    "coreset",
+    "coverage",
+    "determinantal",
     "get_strategy",
+    "power",
     "random",
     "register",
     "shortcuts",

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fastbadge.distributed import Shard
 from fastbadge.errors import InputError
 from fastbadge.gradients import Task
 from fastbadge.pools import GradientPool
 
-Need: TypeAlias = Literal["probabilities", "gradients"]
+Need: TypeAlias = Literal["probabilities", "gradients", "features", "samples", "labeled", "memory"]
 Strategy: TypeAlias = Callable[..., Tensor]
-Probabilities: TypeAlias = Callable[[Tensor | slice], Tensor]
+RowsOf: TypeAlias = Callable[[Tensor | slice], Tensor]
+Samples: TypeAlias = Callable[[int, Generator], Iterator[Tensor]]
+Memory: TypeAlias = MutableMapping[str, Any]
 
-NEEDS: tuple[Need, ...] = ("probabilities", "gradients")
+NEEDS: tuple[Need, ...] = get_args(Need)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -34,18 +36,36 @@ class PoolView:
             strategy did not ask for "probabilities".
         embedding: last-layer gradients, or None where it did not ask for "gradients". A
             GradientEmbedding where they are in memory, else another pool: read `factors`.
-        task: what the probabilities mean; None where the strategy asked for nothing.
+        task: what the probabilities mean; None where the model was not run and the user did not
+            say.
         progress: whether to show how far a long choice is.
         shard: the rows this process has where several choose together: then `probabilities` and
             `embedding` (None if there are none) are those of its rows alone.
+        features: a function like `probabilities` to the last layer's inputs, [B, D], float32 or
+            float64, without a column for the bias; or None where it did not ask for "features".
+        samples: a function from S and a CPU generator to S matrices of probabilities, float64
+            [N, C], one after the other, each of one draw of the model's dropout for all rows; or
+            None where it did not ask for "samples".
+        labeled: the labelled examples, with what was asked for of them too; or None where it did
+            not ask for "labeled", or nothing is labelled yet.
+        memory: what the strategy noted at earlier queries, and where it notes what it wants to
+            know at later ones: values that JSON can hold. None where it did not ask for "memory".
+        labels: LongTensor[N], in `labeled` alone and if the user gave them.
+        positions: LongTensor[N], where the rows are in the pool that the user passed.
     """
 
     size: int
-    probabilities: Probabilities | None = None
+    probabilities: RowsOf | None = None
     embedding: GradientPool | None = None
     task: Task | None = None
     progress: bool = False
     shard: Shard | None = None
+    features: RowsOf | None = None
+    samples: Samples | None = None
+    labeled: PoolView | None = None
+    memory: Memory | None = None
+    labels: Tensor | None = None
+    positions: Tensor | None = None
 
     @property
     def probability_NC(self) -> Tensor | None:
@@ -78,7 +98,8 @@ def register(
 
     Args:
         name: what users pass as `strategy=`.
-        needs: "probabilities", "gradients", both or neither; nothing else is computed.
+        needs: any of "probabilities", "gradients", "features" and "samples", nothing else is
+            computed; "labeled" to have them of the labelled examples too; "memory" of queries.
         sharded: whether it can choose from a view with a `shard`, together with other processes.
             One that needs nothing always can.
 
@@ -170,7 +191,7 @@ def _option(strategy: Registered, setting: str) -> tuple[str, Any]:
 def strategy_names() -> list[str]:
     """Names of all strategies, sorted.
 
-    >>> strategy_names()
-    ['badge', 'badge_proxy', 'badge_subset', 'entropy', 'least_confidence', 'margin', 'random']
+    >>> strategy_names()[:5]
+    ['albl', 'badge', 'badge_proxy', 'badge_subset', 'bait']
     """
     return sorted(_TABLE)

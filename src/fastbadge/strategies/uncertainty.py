@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastbadge.distributed import Job, Shard
+from fastbadge.gradients import Task
 from fastbadge.strategies.registry import PoolView, register
 
 Measure: TypeAlias = Literal["least_confidence", "margin", "entropy"]
@@ -39,25 +40,31 @@ def entropy(view: PoolView, k: int, *, generator: Generator) -> Tensor:
 
 def least_sure(view: PoolView, k: int, measure: Measure) -> Tensor:
     """LongTensor[k]: the rows of which the model is least sure, the least sure first."""
-    sureness = _SURENESS[measure]
     shard = view.shard or Shard.of(Job(group=False), view.size, step=1)
     with shard.job.together():
-        N = len(shard)
-        parts = [slice(i, min(i + _ROWS_AT_ONCE, N)) for i in range(0, N, _ROWS_AT_ONCE)]
-        nothing = torch.empty(0, dtype=torch.float64)
-        sureness_N = torch.cat(
-            [sureness(_distributions_BLC(view, part)) for part in parts] or [nothing]
-        )
+        sureness_N = sureness(view, measure)
     return shard.lowest(sureness_N, k)
 
 
-def _distributions_BLC(view: PoolView, rows: slice) -> Tensor:
+def sureness(view: PoolView, measure: Measure) -> Tensor:
+    """How sure the model is of each row by a measure, the higher the surer: float64 [N].
+
+    Of a view with a `shard`, of its rows alone.
+    """
+    N = view.size if view.shard is None else len(view.shard)
+    measured = [torch.empty(0, dtype=torch.float64)]  # a shard may have no row
+    for start in range(0, N, _ROWS_AT_ONCE):
+        assert view.probabilities is not None and view.task is not None
+        prob_BC = view.probabilities(slice(start, min(start + _ROWS_AT_ONCE, N)))
+        measured.append(_SURENESS[measure](distributions(prob_BC, view.task)).cpu())
+    return torch.cat(measured)
+
+
+def distributions(prob_BC: Tensor, task: Task) -> Tensor:
     """[B, L, C]: L distributions over C classes an example; L = 1 unless multilabel."""
-    assert view.probabilities is not None
-    probability_BC = view.probabilities(rows)
-    if view.task == "multiclass":
-        return probability_BC[:, None, :]
-    return torch.stack([1 - probability_BC, probability_BC], dim=2)
+    if task == "multiclass":
+        return prob_BC[:, None, :]
+    return torch.stack([1 - prob_BC, prob_BC], dim=2)
 
 
 def _confidence(prob_BLC: Tensor) -> Tensor:
