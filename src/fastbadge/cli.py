@@ -134,6 +134,7 @@ def run(
     data_dir: Path | None = None,
     out: Path | None = None,
     jobs: Whole | None = None,
+    dask: str | None = None,
 ) -> None:
     """Compare strategies on labelled data: BADGE against random on real digits by default.
 
@@ -145,7 +146,10 @@ def run(
         data_dir: Where the data set's files are. What is not there is downloaded to the cache.
         out: Run directory. Default: runs/ and a name made of the data set and of what differs
             from its protocol. A run given more trials or strategies is extended.
-        jobs: Trials that run at a time. Default: one for each processor core.
+        jobs: Processes. Default: one for each processor core; for a GPU one, which trains all
+            trials of a strategy together.
+        dask: Address of the scheduler of a Dask cluster that computes instead, such as
+            tcp://HOST:8786; needs fastbadge[cluster], and data_dir on its workers' hosts.
     """
     from joblib import cpu_count
 
@@ -159,7 +163,7 @@ def run(
     try:
         with follow(config, console, jobs=jobs or cpu_count()) as on_round:
             finished = run_experiment(
-                config, directory, data_dir=data_dir, jobs=jobs, on_round=on_round
+                config, directory, data_dir=data_dir, jobs=jobs, dask=dask, on_round=on_round
             )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"stopped; the same command resumes {directory}") from stop
