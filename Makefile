@@ -38,11 +38,12 @@ browser:
 
 bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/main_job.py --data-dir $(DATA_DIR)
+	$(BIN)/python benchmarks/trials.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/query.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/strategies.py
 	$(BIN)/python benchmarks/disk.py
 	$(BIN)/python benchmarks/forward.py
-	$(BIN)/python benchmarks/distributed.py --data-dir $(DATA_DIR)
+	$(BIN)/python benchmarks/processes.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/report.py
 
 $(BIN)/python:

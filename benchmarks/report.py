@@ -104,9 +104,10 @@ def main() -> None:
     page = HEAD + query(read["query"])
     page += strategies(read["strategies"])
     page += figures("The main job", "main_job.py", read["main_job"])
+    page += figures("Many trials", "trials.py", read["trials"])
     page += figures("Pools on disk", "disk.py", read["disk"])
     page += figures("A query over the forward pass alone", "forward.py", read["forward"])
-    page += figures("Several processes", "distributed.py", read["distributed"])
+    page += figures("Several processes", "processes.py", read["processes"])
     (FOLDER / "README.md").write_text(page.rstrip() + "\n")
 
 

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
+collect_ignore = ["timm_program.py"]  # has a process of its own
+
 torch.manual_seed(0)  # what is drawn while tests are collected, such as a parameter's weights
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -103,7 +103,9 @@ def test_run_says_what_came_out_and_where_it_is(run_directory, capsys):
 def test_a_finished_run_is_shown_again_and_not_computed_again(run_directory, capsys, monkeypatch):
     main(["run", *QUICK, "--out", str(run_directory)])
     first = capsys.readouterr().out
-    monkeypatch.setattr("fastbadge.lab.experiment.train", lambda *_, **__: pytest.fail("again"))
+    monkeypatch.setattr(
+        "fastbadge.lab.experiment.train_together", lambda *_, **__: pytest.fail("again")
+    )
     assert main(["run", *QUICK, "--out", str(run_directory)]) == 0
     assert capsys.readouterr().out == first
 

@@ -151,9 +151,9 @@ def test_the_paper_s_protocol_depends_on_data_and_batch(dataset, query_size, exp
     assert config.rounds & (config.rounds - 1) == 0
 
 
-def test_the_paper_s_strategies_that_are_here_are_compared():
+def test_the_paper_s_strategies_are_compared():
     theirs = {"badge", "coreset", "least_confidence", "margin", "entropy", "albl", "random"}
-    assert set(PROTOCOLS["paper"].strategies) == theirs & set(strategy_names())
+    assert set(PROTOCOLS["paper"].strategies) == theirs <= set(strategy_names())
 
 
 def test_every_setting_can_be_otherwise_than_the_protocol_s():

@@ -11,7 +11,6 @@ from fastbadge.lab import store
 from fastbadge.lab.protocol import Config
 from fastbadge.lab.store import (
     RoundRow,
-    follow_rows,
     open_run,
     read_run,
     record_environment,
@@ -56,17 +55,6 @@ def test_a_row_is_recorded_once(tmp_path):
     record_round(tmp_path, row(train_seconds=1.0), environment_id)
     record_round(tmp_path, row(train_seconds=2.0), environment_id)
     assert [each.train_seconds for each in read_run(tmp_path).rows] == [1.0]
-
-
-def test_rows_are_followed_as_they_come(tmp_path):
-    environment_id = open_it(tmp_path)
-    record_round(tmp_path, row("badge"), environment_id)
-    with closing(follow_rows(tmp_path)) as news:
-        assert next(news) == [row("badge")]
-        assert next(news) == []
-        record_round(tmp_path, row("random"), environment_id)
-        record_round(tmp_path, row("badge", 0, 1), environment_id)
-        assert next(news) == [row("random"), row("badge", 0, 1)]
 
 
 def test_many_writers_lose_nothing(tmp_path):

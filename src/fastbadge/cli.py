@@ -143,6 +143,7 @@ def run(
     out: Path | None = None,
     jobs: Whole | None = None,
     loggers: Annotated[tuple[str, ...], Parameter(name="--logger"), _comma_separated(str)] = (),
+    dask: str | None = None,
 ) -> None:
     """Compare strategies on labelled data: BADGE against random on real digits by default.
 
@@ -156,7 +157,10 @@ def run(
         data_dir: Where the data set's files are. What is not there is downloaded to the cache.
         out: Run directory. Default: runs/ and a name made of the data set and of what differs
             from its protocol. A run given more trials or strategies is extended.
-        jobs: Trials that run at a time. Default: one for each processor core.
+        jobs: Processes. Default: one for each processor core; for a GPU one, which trains all
+            trials of a strategy together.
+        dask: Address of the scheduler of a Dask cluster that computes instead, such as
+            tcp://HOST:8786; needs fastbadge[cluster], and data_dir on its workers' hosts.
         loggers: Where rounds are sent as they finish: tensorboard, wandb, mlflow,
             comma-separated; each needs the extra of its name.
     """
@@ -175,9 +179,10 @@ def run(
     directory = out or _default_directory(chosen)
     console = Console(stderr=True)
     try:
+        at_a_time = jobs or (cpu_count() if chosen.device == "cpu" else 1)
         with (
             log_rounds(loggers, chosen, directory) as log,
-            follow(chosen, console, jobs=jobs or cpu_count()) as show,
+            follow(chosen, console, jobs=at_a_time) as show,
         ):
 
             def on_round(row: RoundRow) -> None:
@@ -185,7 +190,7 @@ def run(
                 log(row)
 
             finished = run_experiment(
-                chosen, directory, data_dir=data_dir, jobs=jobs, on_round=on_round
+                chosen, directory, data_dir=data_dir, jobs=jobs, dask=dask, on_round=on_round
             )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"stopped; the same command resumes {directory}") from stop

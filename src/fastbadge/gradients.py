@@ -280,9 +280,11 @@ def _error_of_logits(logit_NC: Tensor, task: Task) -> Tensor:
         # p - [p > 0.5] is +sigmoid(z) below and -sigmoid(-z) above the threshold.
         size_NC = sigmoid(-logit_NC.abs())
         return torch.where(logit_NC > 0, -size_NC, size_NC)
-    predicted_N1 = logit_NC.argmax(dim=1, keepdim=True)
-    error_NC = logit_NC.softmax(dim=1).scatter_(1, predicted_N1, 0.0)
-    return error_NC.scatter_(1, predicted_N1, -error_NC.sum(dim=1, keepdim=True))
+    # Not softmax, which takes 13 ms for 60,000 x 10 where this takes 3.
+    top_N1, predicted_N1 = logit_NC.max(dim=1, keepdim=True)
+    odds_NC = (logit_NC - top_N1).exp_().scatter_(1, predicted_N1, 0.0)
+    others_N1 = odds_NC.sum(dim=1, keepdim=True)
+    return odds_NC.scatter_(1, predicted_N1, -others_N1).div_(1 + others_N1)
 
 
 def sigmoid(logit_NC: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ PROTOCOLS: dict[str, Config] = {
     "paper": Config(
         protocol="paper",
         dataset="mnist",
-        strategies=("badge", "least_confidence", "margin", "entropy", "random"),
+        strategies=_PAPER_STRATEGIES,
         rounds=_PAPER_ROUNDS[100],
         initial_labels=100,
         query_size=100,

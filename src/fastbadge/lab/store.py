@@ -1,7 +1,8 @@
 """The record of a run: one SQLite file, in which a finished round is one transaction.
 
-Workers write their own rounds (WAL: several processes, none lost), so a run killed at any moment
-has lost only the rounds that were being computed. Rows are data; nothing in them is executed.
+The process that runs the experiment writes each round as it is finished, so a run killed at any
+moment has lost only the rounds that were being computed. Others may read meanwhile, or run the same
+(WAL: none is lost). Rows are data; nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -126,7 +127,7 @@ def read_run(directory: Path) -> Run:
         environment = connection.execute(
             "SELECT facts FROM environment ORDER BY id DESC LIMIT 1"
         ).fetchone()
-        rows = [row for _, row in _rows_after(connection, 0)]
+        rows = _rows(connection)
     order = {strategy: i for i, strategy in enumerate(config.strategies)}
     rows.sort(key=lambda row: (order[row.strategy], row.trial, row.round))
     return Run(config, json.loads(environment[0]) if environment else {}, rows, data_digest)
@@ -183,8 +184,8 @@ def record_environment(directory: Path, facts: dict[str, str]) -> int:
 def record_round(directory: Path, row: RoundRow, environment_id: int) -> None:
     """Add a finished round, in one transaction.
 
-    A row that is there already stays: the workers of a killed run may outlive it by a round, and
-    what they write is the same.
+    A row that is there already stays: the same experiment may be running twice, and what it writes
+    is the same.
 
     Raises:
         RunError: the record cannot be written.
@@ -196,16 +197,6 @@ def record_round(directory: Path, row: RoundRow, environment_id: int) -> None:
             f"VALUES ({', '.join('?' * len(values))}) ON CONFLICT DO NOTHING",
             tuple(values.values()),
         )
-
-
-def follow_rows(directory: Path) -> Generator[list[RoundRow]]:
-    """Each `next` gives the rows recorded since the last one, in order of recording."""
-    with _connection(Path(directory) / FILE_NAME) as connection:
-        last_id = 0
-        while True:
-            rows = _rows_after(connection, last_id)
-            last_id = rows[-1][0] if rows else last_id
-            yield [row for _, row in rows]
 
 
 @contextmanager
@@ -304,14 +295,10 @@ def _read_config(connection: sqlite3.Connection, path: Path) -> Config:
         raise RunError(f"{path} holds no readable configuration: {error}") from error
 
 
-def _rows_after(connection: sqlite3.Connection, last_id: int) -> list[tuple[int, RoundRow]]:
-    # Ids are given under the write lock, so none appears later below one that was seen.
-    found = connection.execute(
-        f"SELECT id, {_FIELDS} FROM round WHERE id > ? ORDER BY id", (last_id,)
-    )
+def _rows(connection: sqlite3.Connection) -> list[RoundRow]:
+    found = connection.execute(f"SELECT {_FIELDS} FROM round ORDER BY id")
     return [
-        (id_, RoundRow(*[*values, tuple(json.loads(picks)), memory]))
-        for id_, *values, picks, memory in found
+        RoundRow(*[*values, tuple(json.loads(picks)), memory]) for *values, picks, memory in found
     ]
 
 

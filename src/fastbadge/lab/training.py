@@ -60,15 +60,24 @@ def train(
                 optimizer.step()
                 logits.append(logit_BC.detach())
             logit_LC = torch.cat(logits)
-            if not bool(logit_LC.isfinite().all()):
-                raise RunError(
-                    f"training diverged in epoch {epoch} on {len(y_L)} examples; "
-                    f"lower learning_rate (now {config.learning_rate})"
-                )
+            check_converging(logit_LC, epoch, config)
             accuracy = (logit_LC.argmax(dim=1) == y_shuffled_L).double().mean()
             if float(accuracy) >= config.stop_accuracy:
                 break
     return epoch
+
+
+def check_converging(logits: Tensor, epoch: int, config: Config) -> None:
+    """Refuse to go on after an epoch with logits [..., L, C] that are not all finite.
+
+    Raises:
+        RunError: saying what to change.
+    """
+    if not bool(logits.isfinite().all()):
+        raise RunError(
+            f"training diverged in epoch {epoch} on {logits.shape[-2]} examples; "
+            f"lower learning_rate (now {config.learning_rate})"
+        )
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Several processes choosing together: time against one process, and what travels.
 
-    python benchmarks/distributed.py [--data-dir DIR]
+    python benchmarks/processes.py [--data-dir DIR]
 
 Starts jobs of two processes over gloo on this machine. Prints and saves: a whole query of 2
 processes x 1 thread against 1 process x 2 threads, the share of it that is spent in exchanges,
@@ -190,7 +190,7 @@ def main() -> None:
     show("sampling alone, 1,000,000 x (10, 64), k = 100", grown(1_000_000, 10, 64, 100))
     environment = describe_environment(Config(threads=2))
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "distributed.json"
+    path = RESULTS / "processes.json"
     path.write_text(json.dumps({"environment": environment, "figures": figures}, indent=2) + "\n")
     print(f"saved: {path}")
 
