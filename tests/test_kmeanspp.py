@@ -334,3 +334,11 @@ def test_bad_arguments_are_named(small_pool, arguments, message):
 def test_progress_bar_ends_at_k(capsys):
     kmeans_pp(random_pool(50, 3, 3), 10, seed=0, progress=True)  # under two seconds: silent
     assert capsys.readouterr().err == ""
+
+
+def test_autocast_changes_no_pick(arithmetic):
+    pool = random_pool(N=2000, C=5, D=16, seed=3)
+    expected = kmeans_pp(pool, 500, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        picks = kmeans_pp(pool, 500, seed=0)
+    assert torch.equal(picks, expected)
