@@ -18,6 +18,15 @@ T, L, F, C = 5, 60, 8, 3
 CONFIG = Config(learning_rate=0.01, train_batch=25, max_epochs=20, stop_accuracy=0.9)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in an experiment; two for products so small only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def generators(first=100):
     return [torch.Generator().manual_seed(first + trial) for trial in range(T)]
 
