@@ -78,6 +78,13 @@ def test_coreset_is_k_center_greedy(labeled, candidates, monkeypatch):
         assert picks((pool[0], feature_ND), "coreset", 25, labeled=labeled) == expected
 
 
+def test_coreset_under_the_caller_s_autocast():
+    pool = arrays(400)
+    expected = picks(pool, "coreset", 200, labeled=[5])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert picks(pool, "coreset", 200, labeled=[5]) == expected
+
+
 def test_coreset_of_features_of_any_size():
     prob_NC, feature_ND = arrays(40)
     expected = picks((prob_NC, feature_ND), "coreset", 12, labeled=[5])

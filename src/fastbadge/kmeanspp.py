@@ -91,14 +91,12 @@ def kmeans_pp(
         _check_arguments(k, len(emb), first, tile_mb)
         draw = resolve_generator(seed, generator)
     job.align(draw, k=k, first=first, seed=seed)
-    # The margin of the screen is that of float32, which the caller's autocast would undercut.
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        weights: Weights
-        if isinstance(emb, ShardedPool):
-            weights = emb.weights(tile_mb)
-        else:
-            weights = LocalWeights(ScaledPool.of(emb, tile_mb))
-        return _kmeans_pp(weights, int(k), first, draw, progress)
+    weights: Weights
+    if isinstance(emb, ShardedPool):
+        weights = emb.weights(tile_mb)
+    else:
+        weights = LocalWeights(ScaledPool.of(emb, tile_mb))
+    return _kmeans_pp(weights, int(k), first, draw, progress)
 
 
 def _check_arguments(k: int, N: int, first: First, tile_mb: int | None) -> None:

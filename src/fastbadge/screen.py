@@ -88,6 +88,15 @@ def accept(
     return np.array(taken, dtype=np.int64), current_B
 
 
+def product(left_BX: Tensor, right_KX: Tensor) -> Tensor:
+    """Inner products in float32 [B, K], on whose rounding the margins rely.
+
+    The caller's autocast would make them bfloat16: picks were repeated, 18 of 1,000.
+    """
+    with torch.autocast(left_BX.device.type, enabled=False):
+        return left_BX.float() @ right_KX.float().T
+
+
 def margins(rows: Rows) -> tuple[float, float]:
     """What covers the screen's rounding: a share of the two squared norms, and a constant."""
     C, D = rows.error_BC.shape[1], rows.feature_BD.shape[1]
@@ -107,8 +116,8 @@ def _closer_pairs(weight_B: NDArray[np.float64], rows: Rows) -> tuple[Tensor, Te
 def _bounds(rows: Rows, centres: Rows) -> Tensor:
     """float32 lower bounds of the squared distances [B, K]."""
     relative, absolute = margins(rows)
-    inner_BK = rows.error_BC.float() @ centres.error_BC.float().T
-    inner_BK *= rows.feature_BD.float() @ centres.feature_BD.float().T
+    inner_BK = product(rows.error_BC, centres.error_BC)
+    inner_BK *= product(rows.feature_BD, centres.feature_BD)
     kept_B = ((1 - relative) * rows.sqnorm_B - absolute).float()
     kept_K = ((1 - relative) * centres.sqnorm_B).float()
     return torch.add(kept_K, inner_BK, alpha=-2.0).add_(kept_B[:, None])

@@ -121,8 +121,8 @@ def select(
     job = Job(group)
     with job.together():
         registered = get_strategy(strategy)
-        position_N, known_L = divide(labeled, pool_size(pool))
-        check_k(k, len(position_N))
+        position_N, known_L = _divide(labeled, pool_size(pool))
+        _check_k(k, len(position_N))
         label_L = _labels_of(known_L, labels)
         draw = resolve_generator(seed, generator)
         task = task_of(model, task, loss)
@@ -190,7 +190,7 @@ def select(
             memory=memory if "memory" in needs else None,
             progress=wanted(progress) and job.rank == 0,
         )
-        return choose(registered, view, k, draw, position_N)
+        return _choose(registered, view, k, draw, position_N)
 
 
 @overload
@@ -340,8 +340,8 @@ def select_from_arrays(
     whole = ArrayPool.of(
         probabilities, features, task=task, include_bias=include_bias, progress=progress
     )
-    position_N, known_L = divide(labeled, len(whole))
-    check_k(k, len(position_N))
+    position_N, known_L = _divide(labeled, len(whole))
+    _check_k(k, len(position_N))
     label_L = _labels_of(known_L, labels)
 
     def see(row_N: Tensor) -> PoolView:
@@ -358,7 +358,7 @@ def select_from_arrays(
     if "labeled" in needs and len(known_L):
         view = replace(view, labeled=replace(see(known_L.sort().values), labels=label_L))
     view = replace(view, memory=memory if "memory" in needs else None, progress=wanted(progress))
-    return choose(registered, view, k, draw, position_N)
+    return _choose(registered, view, k, draw, position_N)
 
 
 def _shard(
@@ -475,7 +475,7 @@ def _scratch_directory(parent: PathLike | None) -> Iterator[str | None]:
         yield path
 
 
-def choose(
+def _choose(
     registered: Registered, view: PoolView, k: int, generator: Generator, position_N: Tensor
 ) -> Tensor:
     """Positions of the rows that a strategy chooses from a view, once they are sure to be k."""
@@ -494,7 +494,7 @@ def choose(
     return position_N[row_K]
 
 
-def divide(labeled: Positions | None, N: int) -> tuple[Tensor, Tensor]:
+def _divide(labeled: Positions | None, N: int) -> tuple[Tensor, Tensor]:
     """LongTensors of the positions not in `labeled`, ascending, and of those in it, as given."""
     if labeled is None:
         return torch.arange(N), torch.empty(0, dtype=torch.int64)
@@ -536,7 +536,7 @@ def _labels_of(known_L: Tensor, labels: ArrayLike | None) -> Tensor | None:
     return label_L.long()[known_L.argsort()]
 
 
-def check_k(k: int, available: int) -> None:
+def _check_k(k: int, available: int) -> None:
     """Refuse a k that is not between 1 and the number of examples to choose from."""
     if available == 0:
         raise InputError("every example of the pool is in labeled; there is nothing left to select")
