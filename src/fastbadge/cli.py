@@ -164,41 +164,119 @@ def run(
         loggers: Where rounds are sent as they finish: tensorboard, wandb, mlflow,
             comma-separated; each needs the extra of its name.
     """
-    from joblib import cpu_count
-
     from fastbadge.files import write_whole
     from fastbadge.lab.configfile import FILE_NAME, as_toml, read_toml
-    from fastbadge.lab.experiment import run_experiment
-    from fastbadge.lab.loggers import log_rounds
-    from fastbadge.lab.progress import follow
     from fastbadge.lab.protocol import config_for, deviations
 
     flags = asdict(settings or Settings()) | {"dataset": dataset, "protocol": protocol}
     given = {name: value for name, value in flags.items() if value is not None}
     chosen = config_for(**((read_toml(config) if config else {}) | given))
     directory = out or _default_directory(chosen)
-    console = Console(stderr=True)
-    try:
-        at_a_time = jobs or (cpu_count() if chosen.device == "cpu" else 1)
-        with (
-            log_rounds(loggers, chosen, directory) as log,
-            follow(chosen, console, jobs=at_a_time) as show,
-        ):
-
-            def on_round(row: RoundRow) -> None:
-                show(row)
-                log(row)
-
-            finished = run_experiment(
-                chosen, directory, data_dir=data_dir, jobs=jobs, dask=dask, on_round=on_round
-            )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"stopped; the same command resumes {directory}") from stop
+    finished = _run(chosen, directory, data_dir=data_dir, jobs=jobs, dask=dask, loggers=loggers)
     _show_run(finished, directory)
     for line in deviations(chosen):
         print(f"Differs from what was published: {line}")
     write_whole(directory / FILE_NAME, as_toml(chosen))
     print(f"Run: {directory}; its rows: fastbadge export {directory} --csv FILE")
+
+
+@app.command
+def paper(
+    *,
+    datasets: Annotated[tuple[str, ...] | None, _comma_separated(str)] = None,
+    models: Annotated[tuple[str, ...] | None, _comma_separated(str)] = None,
+    query_sizes: Annotated[tuple[int, ...] | None, _comma_separated(int)] = None,
+    strategies: Annotated[tuple[str, ...] | None, _comma_separated(str)] = None,
+    trials: Whole | None = None,
+    rounds: Whole | None = None,
+    seed: Whole | None = None,
+    learning_rate: float | None = None,
+    max_epochs: Whole | None = None,
+    clip_norm: float | None = None,
+    device: str | None = None,
+    data_dir: Path | None = None,
+    out: Path = Path("runs/paper"),
+    jobs: Whole | None = None,
+    dask: str | None = None,
+) -> None:
+    """Run the grid of the BADGE paper (Ash et al. 2020), as far as there are data for it.
+
+    Each data set, model and size of queries is a run in a directory of its own, which plot, report
+    and export take. The page at the end is over all runs in the directory, those of earlier
+    commands too. What was stopped resumes with the same command.
+
+    Args:
+        datasets: Comma-separated. Default: the paper's mnist, svhn, cifar10 and openml:6, 155, 156
+            and 184. What can neither be found nor downloaded is left out.
+        models: Only these, comma-separated. Default: what the paper runs: mlp, and resnet18 and
+            vgg11 on svhn and cifar10 (days without a GPU).
+        query_sizes: Comma-separated. Default: 100,1000,10000.
+        strategies: Comma-separated. Default: the paper's badge, coreset, least_confidence, margin,
+            entropy, albl and random.
+        trials: Repetitions. Default: 5.
+        rounds: Queries after 100 initial labels, at most. Default: 32 of 100, 16 of 1,000, 4 of
+            10,000, and fewer where the pool ends.
+        seed: Every random number derives from it. Default: 0.
+        learning_rate: Of Adam. Default: 1e-3 on images, 1e-4 on tables.
+        max_epochs: Training of a round ends here, or at 99 % on the labelled examples. Default:
+            1000.
+        clip_norm: The gradient of a step is scaled down to this norm. Default: 0, which is never.
+        device: cpu or cuda. Default: cpu.
+        data_dir: Where the data sets' files are. What is not there is downloaded to the cache.
+        out: Directory of the runs, and of the report.
+        jobs: Processes. Default: as of run.
+        dask: Address of the scheduler of a Dask cluster that computes instead; see run.
+    """
+    from fastbadge.errors import RunError
+    from fastbadge.files import write_whole
+    from fastbadge.lab.configfile import FILE_NAME, as_toml
+    from fastbadge.lab.paper import paper_grid, runs_in, setting_name
+    from fastbadge.lab.protocol import deviations
+    from fastbadge.lab.report import ranking, render_report
+
+    grid = paper_grid(
+        datasets or (),
+        models or (),
+        query_sizes or (),
+        data_dir=data_dir,
+        strategies=strategies,
+        trials=trials,
+        rounds=rounds,
+        seed=seed,
+        learning_rate=learning_rate,
+        max_epochs=max_epochs,
+        clip_norm=clip_norm,
+        device=device,
+    )
+    for line in grid.left_out:
+        _complain(f"left out: {line}", 0)
+    if not grid.settings:
+        raise InputError("there are no data for any setting; pass --datasets and --data-dir")
+    differs: dict[str, None] = {}
+    failed = 0
+    for i, chosen in enumerate(grid.settings):
+        directory = out / setting_name(chosen)
+        print(f"Setting {i + 1} of {len(grid.settings)}: {directory}", file=sys.stderr)
+        try:
+            _run(chosen, directory, data_dir=data_dir, jobs=jobs, dask=dask, resumes=out)
+        except RunError as error:  # the others can go on
+            failed += 1
+            _complain(str(error), 0)
+        else:
+            write_whole(directory / FILE_NAME, as_toml(chosen))
+            differs |= dict.fromkeys(deviations(chosen))
+    runs = runs_in(out)
+    for line in differs:
+        print(f"Differs from what was published: {line}")
+    if not runs:
+        raise RunError(f"no setting has a finished round in {out}; see the lines above")
+    print(ranking([run.rows for run in runs.values()]))
+    command = shlex.join(["fastbadge", "report", *map(str, runs)])
+    page = out / "report.html"
+    write_whole(page, render_report(list(runs.values()), data_dir=data_dir, command=command))
+    print(f"Report: {page}")
+    if failed:
+        raise RunError(f"{failed} of {len(grid.settings)} settings failed; see the lines above")
 
 
 @app.command
@@ -376,6 +454,43 @@ def strategies() -> None:
     found = [get_strategy(name) for name in strategy_names()]
     rows = [(entry.name, ", ".join(sorted(entry.needs)) or "-", entry.summary) for entry in found]
     _print_table(["strategy", "needs", "what it chooses"], rows)
+
+
+def _run(
+    config: Config,
+    directory: Path,
+    *,
+    data_dir: Path | None,
+    jobs: int | None,
+    dask: str | None,
+    loggers: Sequence[str] = (),
+    resumes: Path | None = None,
+) -> Run:
+    """Run an experiment under the eyes of the user; `resumes` is what they would say it is."""
+    from joblib import cpu_count
+
+    from fastbadge.lab.experiment import run_experiment
+    from fastbadge.lab.loggers import log_rounds
+    from fastbadge.lab.progress import follow
+
+    console = Console(stderr=True)
+    at_a_time = jobs or (cpu_count() if config.device == "cpu" else 1)
+    try:
+        with (
+            log_rounds(loggers, config, directory) as log,
+            follow(config, console, jobs=at_a_time) as show,
+        ):
+
+            def on_round(row: RoundRow) -> None:
+                show(row)
+                log(row)
+
+            return run_experiment(
+                config, directory, data_dir=data_dir, jobs=jobs, dask=dask, on_round=on_round
+            )
+    except KeyboardInterrupt as stop:
+        where = resumes or directory
+        raise KeyboardInterrupt(f"stopped; the same command resumes {where}") from stop
 
 
 def _default_directory(config: Config) -> Path:

@@ -226,6 +226,20 @@ fashion_mnist, svhn, cifar10, openml:ID, csv:PATH, imagefolder:PATH, npz:PATH)
     _find(name)
 
 
+def short_name(name: str) -> str:
+    """What a data set is called where there is little room.
+
+    >>> short_name("csv:tables/letter.csv"), short_name("csv:a.csv:target=y"), short_name("mnist")
+    ('letter', 'a', 'mnist')
+    >>> short_name("openml:6")
+    'openml 6'
+    """
+    word, _, argument = name.partition(":")
+    if word in ("csv", "npz", "imagefolder"):
+        return Path(argument.partition(":")[0]).stem or name
+    return name.replace(":", " ")
+
+
 def is_resplit(name: str) -> bool:
     """Whether pool and test set are drawn anew by `split_seed`; others come divided."""
     source, argument = _find(name)

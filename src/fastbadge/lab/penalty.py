@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
-from math import inf
+from math import inf, sqrt
 from statistics import fmean
 from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fastbadge.lab.comparison import critical_t, t_statistic
 from fastbadge.lab.statistics import complete_trials, learning_curve
@@ -150,6 +153,75 @@ def error_cdf(
             if len(known) == len(labels):
                 pairs += [(ratio, 1 / len(labels)) for ratio in known]
     return {name: _steps(pairs) for name, pairs in weighted.items()}
+
+
+def penalty_tie(
+    settings: Sequence[Sequence[RoundRow]],
+    a: str,
+    b: str,
+    *,
+    baseline: str = "random",
+    exchanges: int = 4_999,
+    seed: int = 0,
+) -> float | None:
+    """How well chance alone explains that the column means of two strategies differ.
+
+    A paired permutation test: were a and b alike, each trial might as well have had their curves
+    exchanged. So they are, at random and trial by trial, and the matrix is made anew. The budgets
+    stay as they are.
+
+    Args:
+        settings: the rows of one run each.
+        a: one strategy.
+        b: the other.
+        baseline: the strategy that sets the budgets.
+        exchanges: how many random ones.
+        seed: of them.
+
+    Returns:
+        The two-sided p-value; None without a budget, or where some strategy lacks a trial of a
+        setting: column means then rest on unlike trials.
+    """
+    names, rng = _strategies(settings), np.random.default_rng(seed)
+    # Exchange 0 leaves all as it is.
+    difference_R = np.zeros(exchanges + 1)
+    compared = False
+    for rows in settings:
+        accuracies, labels = _accuracies(rows), budgets(rows, baseline=baseline)
+        if not labels:
+            continue
+        compared = True
+        trials = sorted({row.trial for row in rows})
+        exchanged_RT1 = rng.random((exchanges + 1, len(trials), 1)) < 0.5
+        exchanged_RT1[0] = False
+        try:
+            accuracy_of = {
+                name: np.array([[accuracies[name, n][trial] for n in labels] for trial in trials])
+                for name in names
+            }
+        except KeyError:
+            return None
+        if len(trials) < 2 or not {a, b} <= accuracy_of.keys():
+            return None
+        a_RTL = np.where(exchanged_RT1, accuracy_of[b], accuracy_of[a])
+        b_RTL = np.where(exchanged_RT1, accuracy_of[a], accuracy_of[b])
+        difference_R += _shares_lost(a_RTL - b_RTL, -1) - _shares_lost(a_RTL - b_RTL, 1)
+        for name in set(names) - {a, b}:
+            difference_R += _shares_lost(accuracy_of[name] - a_RTL, 1)
+            difference_R -= _shares_lost(accuracy_of[name] - b_RTL, 1)
+    if not compared:
+        return None
+    # Sums of the same shares in another order differ by rounding.
+    as_large = np.abs(difference_R) >= abs(difference_R[0]) - 1e-9
+    return float(as_large.mean())
+
+
+def _shares_lost(difference_RTL: NDArray[np.float64], sign: int) -> NDArray[np.float64]:
+    """For each exchange the share of budgets at which sign x difference is significant."""
+    trials = difference_RTL.shape[1]
+    mean_RL = sign * difference_RTL.mean(axis=1)
+    stderr_RL = difference_RTL.std(axis=1, ddof=1) / sqrt(trials)
+    return np.asarray((mean_RL > critical_t(trials) * stderr_RL).mean(axis=1))
 
 
 def in_every_setting(settings: Sequence[Sequence[RoundRow]]) -> list[list[RoundRow]]:

@@ -154,11 +154,12 @@ _PAPER_STRATEGIES = (
     "albl",
     "random",
 )
-_PAPER_PAIRS = {
+PAPER_PAIRS = (
     ("mnist", "mlp"),
     *((data, model) for data in ("svhn", "cifar10") for model in ("mlp", "resnet18", "vgg11")),
     *((f"openml:{number}", "mlp") for number in (6, 155, 156, 184)),
-}
+)
+PAPER_QUERY_SIZES = tuple(_PAPER_ROUNDS)
 
 PROTOCOLS: dict[str, Config] = {
     "digits": Config(),
@@ -305,7 +306,7 @@ def _paper_for(preset: Config, query_size: int) -> Config:
 def _off_paper(config: Config) -> list[str]:
     """Where this package, or its bounds, part from Ash et al. 2020 and their code."""
     found = []
-    if (config.dataset, config.model) not in _PAPER_PAIRS:
+    if (config.dataset, config.model) not in PAPER_PAIRS:
         found.append(
             f"{config.dataset} with {config.model} is none of the paper's data sets and models"
         )

@@ -9,10 +9,18 @@ from importlib.resources import files
 from pathlib import Path
 
 from fastbadge.errors import InputError
-from fastbadge.lab.penalty import Penalty, Step, error_cdf, in_every_setting, penalty_matrix
+from fastbadge.lab.datasets import short_name
+from fastbadge.lab.penalty import (
+    Penalty,
+    Step,
+    error_cdf,
+    in_every_setting,
+    penalty_matrix,
+    penalty_tie,
+)
 from fastbadge.lab.plots import display_name, in_words
 from fastbadge.lab.report import sections
-from fastbadge.lab.report.answer import answer
+from fastbadge.lab.report.answer import answer, p_value
 from fastbadge.lab.report.charts import Line, line_chart
 from fastbadge.lab.report.html import Content, Html, element, join, table
 from fastbadge.lab.report.picks import look_up
@@ -43,7 +51,7 @@ def render_report(runs: Sequence[Run], *, data_dir: Path | None = None, command:
             raise InputError(
                 f"the run on {run.config.dataset} has no finished round to report on; run it first"
             )
-    title = f"fastbadge: {', '.join(dict.fromkeys(run.config.dataset for run in runs))}"
+    title = f"fastbadge: {', '.join(dict.fromkeys(short_name(run.config.dataset) for run in runs))}"
     several, names = len(runs) > 1, _names(runs)
     settings = in_every_setting([run.rows for run in runs])
     penalty = penalty_matrix(settings, baseline=_BASELINE)
@@ -52,7 +60,7 @@ def render_report(runs: Sequence[Run], *, data_dir: Path | None = None, command:
         element(
             "header",
             element("h1", _question(runs)),
-            _answers(runs, names, penalty),
+            _answers(runs, names),
             several
             and element(
                 "nav",
@@ -109,10 +117,15 @@ def _asset(name: str) -> str:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """What each run is called: its data set, and the batch or a number where that is not enough."""
-    names = [run.config.dataset for run in runs]
+    """What each run is called: its data set; model, batch and number where these differ."""
+    names = [short_name(run.config.dataset) for run in runs]
+    if len({run.config.model for run in runs}) > 1:
+        names = [f"{name} ({run.config.model})" for name, run in zip(names, runs, strict=True)]
     if len(set(names)) < len(names):
-        names = [f"{run.config.dataset}, batches of {run.config.query_size:,}" for run in runs]
+        names = [
+            f"{name}, batches of {run.config.query_size:,}"
+            for name, run in zip(names, runs, strict=True)
+        ]
     return [
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)
@@ -121,14 +134,16 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _question(runs: Sequence[Run]) -> str:
     pairs = {compared(run.config.strategies) for run in runs}
-    where = f"on {runs[0].config.dataset}" if len(runs) == 1 else f"in {len(runs)} settings"
+    where = (
+        f"on {short_name(runs[0].config.dataset)}" if len(runs) == 1 else f"in {len(runs)} settings"
+    )
     if len(pairs) == 1 and (pair := next(iter(pairs))):
         a, b = map(in_words, pair)
         return f"How many labels does {a} save against {b} {where}?"
     return f"Which examples should be labelled next {where}?"
 
 
-def _answers(runs: Sequence[Run], names: Sequence[str], penalty: Penalty) -> Content:
+def _answers(runs: Sequence[Run], names: Sequence[str]) -> Content:
     first, *others = map(_capital, answer(runs[0]))
     if len(runs) == 1:
         return [
@@ -137,7 +152,7 @@ def _answers(runs: Sequence[Run], names: Sequence[str], penalty: Penalty) -> Con
             _unfinished(runs[0]),
         ]
     return [
-        element("p", _ranking(penalty), class_="answer"),
+        element("p", ranking([run.rows for run in runs]), class_="answer"),
         element(
             "ul",
             [
@@ -149,9 +164,15 @@ def _answers(runs: Sequence[Run], names: Sequence[str], penalty: Penalty) -> Con
     ]
 
 
-def _ranking(penalty: Penalty) -> str:
-    """Who is beaten least, over all settings."""
-    settings = sum(map(bool, penalty.budgets))
+def ranking(settings: Sequence[Sequence[RoundRow]]) -> str:
+    """Who is beaten least over all settings, and who is not surely beaten more, in words.
+
+    Args:
+        settings: the rows of one run each.
+    """
+    settings = in_every_setting(settings)
+    penalty = penalty_matrix(settings, baseline=_BASELINE)
+    count = sum(map(bool, penalty.budgets))
     means = {
         name: mean
         for name, mean in zip(penalty.strategies, penalty.column_means, strict=True)
@@ -160,19 +181,28 @@ def _ranking(penalty: Penalty) -> str:
     if not means:
         return "No ranking over all settings: comparisons are missing."
     least = min(means.values())
-    best = [in_words(name) for name, mean in means.items() if mean == least]
-    others = [f"{in_words(n)} {m:.2f}" for n, m in sorted(means.items(), key=_second) if m > least]
+    best = [name for name, mean in means.items() if mean == least]
+    others = [name for name in sorted(means, key=means.__getitem__) if means[name] > least]
+    tie_of = {name: penalty_tie(settings, name, best[0], baseline=_BASELINE) for name in others}
+    tied = [f"{in_words(n)} (p = {p_value(p)})" for n, p in tie_of.items() if p and p > 0.05]
     have = "have" if len(best) > 1 else "has"
     return _capital(
-        f"{' and '.join(best)} {have} the lowest penalty over {settings} settings, {least:.2f}"
-        f"{'; ' + ', '.join(others) if others else ''}. The penalty is how often a strategy is "
-        "beaten significantly by another, averaged over the others: 0 is never, "
-        f"{settings} always."
+        f"{_listed([in_words(name) for name in best])} {have} the lowest penalty over "
+        f"{count} setting{'s' if count > 1 else ''}, {least:.2f}"
+        f"{''.join(f'; {in_words(name)} {means[name]:.2f}' for name in others)}. "
+        "The penalty is how often a strategy is beaten significantly by another, averaged over "
+        f"the others: 0 is never, {count} always."
+        + (
+            f" By a permutation test, the lowest may be by chance lower than {_listed(tied)}."
+            if tied
+            else ""
+        )
     )
 
 
-def _second(pair: tuple[str, float]) -> float:
-    return pair[1]
+def _listed(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _unfinished(run: Run) -> Html | None:
