@@ -111,6 +111,8 @@ def model_arguments(
     >>> model_arguments([torch.ones(2), torch.zeros(2)], forward)
     ((tensor([1., 1.]),), {})
     """
+    if isinstance(batch, Tensor):  # first: the signature takes longer than many a small model
+        return (batch,), {}
     named, required, any_keyword = _parameters(forward)
     if isinstance(batch, list | tuple) and batch:
         if isinstance(batch[0], Mapping):
@@ -131,8 +133,6 @@ def model_arguments(
             return (batch,), {}
         kept = known if known or not any_keyword else dict(batch)
         return (), {n: v for n, v in kept.items() if n in required or n not in _LABELS}
-    elif isinstance(batch, Tensor):
-        return (batch,), {}
     found_in = batch[0] if isinstance(batch, list | tuple) and batch else batch
     raise InputError(
         f"the model's input would be a {type(found_in).__name__}, found in a batch of type "
