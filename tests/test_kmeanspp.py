@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbadge import kmeanspp, screen
 from fastbadge.errors import InputError, MassExhaustedWarning
 from fastbadge.gradients import GradientEmbedding
 from fastbadge.kmeanspp import kmeans_pp
 from fastbadge.pools import scaled
+from fastbadge.precision import full_precision
 from oracles import (
     chi_square_p_value,
     dense_gradients,
@@ -342,3 +344,83 @@ def test_autocast_changes_no_pick(arithmetic):
     with torch.autocast("cpu", torch.bfloat16):
         picks = kmeans_pp(pool, 500, seed=0)
     assert torch.equal(picks, expected)
+
+
+class Multiplies(TorchDispatchMode):
+    """What torch is allowed to make of float32 products while it computes one."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.error, self.seen = error, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.mm.default:
+            self.seen.add(float32_settings())
+            if self.error is not None:
+                raise self.error
+        return function(*args, **(kwargs or {}))
+
+
+def float32_settings():
+    owners = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends
+    return tuple(owner.fp32_precision for owner in owners)
+
+
+def ask_as_ever(precision):
+    torch.set_float32_matmul_precision(precision)
+
+
+def ask_anew(precision):
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    torch.backends.mkldnn.matmul.fp32_precision = {"high": "tf32", "medium": "bf16"}[precision]
+
+
+def ask_for_everything(precision):
+    torch.backends.fp32_precision = "tf32"
+
+
+@pytest.fixture
+def torch_as_it_was():
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("ask", [ask_as_ever, ask_anew, ask_for_everything])
+def test_products_are_float32_whatever_was_asked_of_torch(
+    arithmetic, torch_as_it_was, ask, precision
+):
+    pool = random_pool(N=60, C=3, D=4, seed=3)
+    expected = kmeans_pp(pool, 9, seed=0)
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    ask(precision)
+    before = float32_settings()
+    with Multiplies() as multiplied:
+        assert torch.equal(kmeans_pp(pool, 9, seed=0), expected)
+    with Multiplies(RuntimeError("broken")), pytest.raises(RuntimeError, match="broken"):
+        kmeans_pp(pool, 9, seed=0)
+    assert {settings[:2] for settings in multiplied.seen} == {("ieee", "ieee")}
+    assert float32_settings() == before
+    if ask is ask_as_ever:  # torch refuses to say where the two ways contradict each other
+        assert torch.get_float32_matmul_precision() == precision
+    if ask is ask_for_everything:  # what was inherited still is
+        torch.backends.fp32_precision = "ieee"
+        assert float32_settings() == ("ieee", "ieee", "ieee")
+
+
+def test_products_of_several_threads_are_float32_until_the_last_has_ended(torch_as_it_was):
+    torch.set_float32_matmul_precision("high")
+    first, second = full_precision("cpu"), full_precision("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert float32_settings()[:2] == ("ieee", "ieee")
+    second.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "high"
+    with full_precision("cpu"):
+        torch.set_float32_matmul_precision("medium")  # by another thread, in between
+        with full_precision("cpu"):
+            assert float32_settings()[:2] == ("ieee", "ieee")
+    assert torch.get_float32_matmul_precision() == "medium"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastbadge.gradients import inner, sqdist
+from fastbadge.precision import full_precision
 from fastbadge.rows import Rows
 
 # Entries up to 2^10 neither overflow float32 products nor lose more to underflow than `absolute`
@@ -88,13 +89,16 @@ def accept(
     return np.array(taken, dtype=np.int64), current_B
 
 
-def product(left_BX: Tensor, right_KX: Tensor) -> Tensor:
-    """Inner products in float32 [B, K], on whose rounding the margins rely.
+def products(rows: Rows, centres: Rows) -> tuple[Tensor, Tensor]:
+    """Inner products of errors and of features, float32 [B, K], on whose rounding margins rely.
 
-    The caller's autocast would make them bfloat16: picks were repeated, 18 of 1,000.
+    In bfloat16, under the caller's autocast, picks were repeated: 18 of 1,000.
     """
-    with torch.autocast(left_BX.device.type, enabled=False):
-        return left_BX.float() @ right_KX.float().T
+    with full_precision(rows.error_BC.device.type):
+        return (
+            rows.error_BC.float() @ centres.error_BC.float().T,
+            rows.feature_BD.float() @ centres.feature_BD.float().T,
+        )
 
 
 def margins(rows: Rows) -> tuple[float, float]:
@@ -116,8 +120,8 @@ def _closer_pairs(weight_B: NDArray[np.float64], rows: Rows) -> tuple[Tensor, Te
 def _bounds(rows: Rows, centres: Rows) -> Tensor:
     """float32 lower bounds of the squared distances [B, K]."""
     relative, absolute = margins(rows)
-    inner_BK = product(rows.error_BC, centres.error_BC)
-    inner_BK *= product(rows.feature_BD, centres.feature_BD)
+    inner_BK, by_feature_BK = products(rows, centres)
+    inner_BK *= by_feature_BK
     kept_B = ((1 - relative) * rows.sqnorm_B - absolute).float()
     kept_K = ((1 - relative) * centres.sqnorm_B).float()
     return torch.add(kept_K, inner_BK, alpha=-2.0).add_(kept_B[:, None])

@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fastbadge.rows import Rows
-from fastbadge.screen import margins, product
+from fastbadge.screen import margins, products
 
 _compiled = njit(cache=True, nogil=True)
 # The screen alone may be reordered: its margin covers any order of summation.
@@ -60,8 +60,7 @@ def lower(weight_B: NDArray[np.float64], rows: Rows, centres: Rows) -> NDArray[n
         _in_threads(len(error), error.size + feature.size, settle)
         return lowered_B
     relative, absolute = margins(rows)
-    by_error = product(rows.error_BC, centres.error_BC).numpy()
-    by_feature = product(rows.feature_BD, centres.feature_BD).numpy()
+    by_error, by_feature = (product.numpy() for product in products(rows, centres))
     kept_K = ((1 - relative) * sqnorm_K).astype(np.float32)
     widest = float(sqnorm_K.max())
 
@@ -81,8 +80,7 @@ def accept(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Walk the proposals in order and accept by rejection sampling; see `screen.accept`."""
     relative, absolute = margins(rows)
-    by_error = product(rows.error_BC, rows.error_BC).numpy()
-    by_feature = product(rows.feature_BD, rows.feature_BD).numpy()
+    by_error, by_feature = (product.numpy() for product in products(rows, rows))
     current_B = weight_B.copy()
     taken = np.empty(len(rows), dtype=np.int64)
     count = _accept(
