@@ -424,3 +424,14 @@ def test_products_of_several_threads_are_float32_until_the_last_has_ended(torch_
         with full_precision("cpu"):
             assert float32_settings()[:2] == ("ieee", "ieee")
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+@pytest.mark.filterwarnings("ignore::fastbadge.errors.MassExhaustedWarning")
+def test_no_pick_is_repeated_however_wrong_the_arithmetic_is(monkeypatch):
+    # As if no distance were ever seen: only what is 0 by construction keeps rows from coming back.
+    pool = random_pool(N=60, C=3, D=4, seed=2)
+    monkeypatch.setattr(scaled, "_ENTRIES_WORTH_COMPILING", 10**18)
+    monkeypatch.setattr(screen, "lower", lambda weight_B, *_: np.minimum(weight_B, 1.0))
+    monkeypatch.setattr(screen, "_settle", lambda rows, row_P, *_: row_P.double() + 1e9)
+    for seed in range(5):
+        assert len(set(kmeans_pp(pool, 60, seed=seed).tolist())) == 60

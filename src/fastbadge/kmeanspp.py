@@ -140,6 +140,8 @@ def _kmeans_pp(
     else:
         picks = [int(torch.randint(len(pool), (1,), generator=generator))]
     new_centres = pool.rows(np.array(picks))
+    # That no pick is repeated rests on no arithmetic: here and in `_walk` what is taken weighs 0.
+    pool.lower(np.array(picks), np.zeros(1))
     acceptance = 0.7  # of proposals from weights that are up to date; measured as we go
     with progress_bar(k, "k-means++", "picks", show=progress) as advance:
         advance(1)
@@ -177,6 +179,8 @@ def _walk(
         taken, weight_B = pool.arithmetic.accept(
             bar_B, proposals.weight_B, rows, need - len(accepted)
         )
+        # A row may be proposed twice in a block: taken once, it is at distance 0 from itself.
+        taken = taken[np.sort(np.unique(row_B[taken], return_index=True)[1])]
         centres.append(rows[torch.from_numpy(taken).to(rows.sqnorm_B.device)])
         accepted += row_B[taken].tolist()
         advance(len(taken))
