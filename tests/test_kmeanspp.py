@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -435,3 +437,44 @@ def test_no_pick_is_repeated_however_wrong_the_arithmetic_is(monkeypatch):
     monkeypatch.setattr(screen, "_settle", lambda rows, row_P, *_: row_P.double() + 1e9)
     for seed in range(5):
         assert len(set(kmeans_pp(pool, 60, seed=seed).tolist())) == 60
+
+
+@pytest.fixture
+def fresh_kernels(tmp_path, monkeypatch):
+    """The compiled arithmetic as another process would load it, its cache below `tmp_path`."""
+    from numba import config
+
+    from fastbadge import screen_numba
+
+    def load(cache):
+        monkeypatch.setattr(config, "CACHE_LOCATOR_CLASSES", "UserProvidedCacheLocator")
+        monkeypatch.setattr(config, "CACHE_DIR", str(cache))
+        spec = importlib.util.spec_from_file_location("fastbadge.again", screen_numba.__file__)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def assert_same_norms(kernels):
+    pool = random_pool(N=9, C=3, D=20)
+    factors = pool.error_NC, pool.feature_ND
+    assert (kernels.sqnorms(*factors) == screen.sqnorms(*factors)).all()
+
+
+def test_compiled_where_no_cache_can_be_written(tmp_path, fresh_kernels):
+    (tmp_path / "file").touch()  # a directory without permission stops everybody but root
+    assert_same_norms(fresh_kernels(tmp_path / "file" / "cache"))
+
+
+def test_compiled_anew_where_the_cache_is_damaged(tmp_path, fresh_kernels):
+    assert_same_norms(fresh_kernels(tmp_path))
+    (index,) = tmp_path.rglob("*._sqnorms-*.nbi")
+    (data,) = tmp_path.rglob("*._sqnorms-*.nbc")
+    whole = index.read_bytes()
+    data.write_bytes(data.read_bytes()[:-100])
+    assert_same_norms(fresh_kernels(tmp_path))
+    assert not index.exists()  # so that the next process does not fall for it again
+    index.write_bytes(whole[:3])
+    assert_same_norms(fresh_kernels(tmp_path))

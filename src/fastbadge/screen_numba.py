@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +23,53 @@ from numpy.typing import NDArray
 from fastbadge.rows import Rows
 from fastbadge.screen import margins, products
 
-_compiled = njit(cache=True, nogil=True)
-# The screen alone may be reordered: its margin covers any order of summation.
-_compiled_screen = njit(cache=True, nogil=True, fastmath={"nnan", "ninf", "nsz", "reassoc"})
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The functions below that are compiled, by their names, with what numba is told of each.
+_kernels: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
+_cached = True
+
+
+def _kernel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        _kernels[function.__name__] = function, options
+        return function
+
+    return add
+
+
+def _compile(*, cached: bool) -> None:
+    """Put the compiled kernels in the places of the plain ones; each compiles when it is called."""
+    global _cached
+    for name, (function, options) in _kernels.items():
+        globals()[name] = njit(cache=cached, nogil=True, **options)(function)
+    _cached = cached
+
+
+def _despite_cache(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile anew where the cache on the disk fails: cut short, garbled, no room for more.
+
+    What that raises, any kind of exception, depends on where a file ends. The index is removed, so
+    that the next process writes a whole one.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        cached = _cached
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            if not cached:
+                raise
+        with suppress(Exception):
+            directory = Path(globals()["_inner"].stats.cache_path)
+            for index in directory.glob(f"{Path(__file__).stem}.*.nbi"):
+                index.unlink(missing_ok=True)
+        _compile(cached=False)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def load() -> None:
@@ -34,6 +82,7 @@ def load() -> None:
     accept(weight_B, weight_B, rows, 2)
 
 
+@_despite_cache
 def sqnorms(error_BC: torch.Tensor, feature_BD: torch.Tensor) -> NDArray[np.float64]:
     """Squared norms, float64 [B], as `Rows.of` has them."""
     error, feature = error_BC.numpy(), feature_BD.numpy()
@@ -43,6 +92,7 @@ def sqnorms(error_BC: torch.Tensor, feature_BD: torch.Tensor) -> NDArray[np.floa
     return sqnorm_B
 
 
+@_despite_cache
 def lower(weight_B: NDArray[np.float64], rows: Rows, centres: Rows) -> NDArray[np.float64]:
     """The rows' weights after these centres; see `screen.lower`."""
     error, feature = rows.error_BC.numpy(), rows.feature_BD.numpy()
@@ -75,6 +125,7 @@ def lower(weight_B: NDArray[np.float64], rows: Rows, centres: Rows) -> NDArray[n
     return lowered_B
 
 
+@_despite_cache
 def accept(
     bar_B: NDArray[np.float64], weight_B: NDArray[np.float64], rows: Rows, need: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -103,7 +154,7 @@ def _in_threads(rows: int, entries: int, work: Callable[[int, int], None]) -> No
         list(pool.map(work, bounds[:-1], bounds[1:]))
 
 
-@_compiled
+@_kernel()
 def _inner(left_D, right_D):  # type: ignore[no-untyped-def]
     """gradients.inner for one pair: eight running sums, which become one vector register."""
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
@@ -137,19 +188,19 @@ def _inner(left_D, right_D):  # type: ignore[no-untyped-def]
     return ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))
 
 
-@_compiled
+@_kernel()
 def _settled(error_C, feature_D, sqnorm, error_c_C, feature_c_D, sqnorm_c):  # type: ignore[no-untyped-def]
     inner = _inner(error_C, error_c_C) * _inner(feature_D, feature_c_D)
     return max((sqnorm + sqnorm_c) - 2.0 * inner, 0.0)
 
 
-@_compiled
+@_kernel()
 def _sqnorms(error_BC, feature_BD, sqnorm_B):  # type: ignore[no-untyped-def]
     for i in range(len(error_BC)):
         sqnorm_B[i] = _inner(error_BC[i], error_BC[i]) * _inner(feature_BD[i], feature_BD[i])
 
 
-@_compiled
+@_kernel()
 def _lower_by_one(weight_B, error_BC, feature_BD, sqnorm_B, error_C, feature_D, sqnorm):  # type: ignore[no-untyped-def]
     for i in range(len(error_BC)):
         if weight_B[i] > 0:
@@ -157,7 +208,8 @@ def _lower_by_one(weight_B, error_BC, feature_BD, sqnorm_B, error_C, feature_D, 
             weight_B[i] = min(weight_B[i], sqdist)
 
 
-@_compiled_screen
+# The screen alone may be reordered: its margin covers any order of summation.
+@_kernel(fastmath={"nnan", "ninf", "nsz", "reassoc"})
 def _lowest(by_error_K, by_feature_K, kept_K):  # type: ignore[no-untyped-def]
     """Smallest of kept - 2 <a, a_c> <h, h_c> over the centres."""
     lowest = np.float32(np.finfo(np.float32).max)
@@ -166,7 +218,7 @@ def _lowest(by_error_K, by_feature_K, kept_K):  # type: ignore[no-untyped-def]
     return lowest
 
 
-@_compiled
+@_kernel()
 def _lower(  # type: ignore[no-untyped-def]
     weight_B, error_BC, feature_BD, sqnorm_B,
     error_KC, feature_KD, sqnorm_K, by_error_BK, by_feature_BK,
@@ -190,7 +242,7 @@ def _lower(  # type: ignore[no-untyped-def]
                 weight_B[i] = min(weight_B[i], sqdist)
 
 
-@_compiled
+@_kernel()
 def _accept(  # type: ignore[no-untyped-def]
     bar_B, current_B, taken, need, error_BC, feature_BD, sqnorm_B,
     by_error_BB, by_feature_BB, relative, absolute,
@@ -214,3 +266,9 @@ def _accept(  # type: ignore[no-untyped-def]
             count += 1
             current_B[i] = 0.0
     return count
+
+
+try:
+    _compile(cached=True)
+except RuntimeError:  # neither beside this file nor in the user's cache can anything be written
+    _compile(cached=False)
