@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -196,6 +197,32 @@ def test_picks_do_not_depend_on_the_scale_of_the_features(scale):
     scale = 2.0 ** round(np.log2(scale))
     scaled = GradientEmbedding(pool.error_NC, pool.feature_ND * scale)
     assert torch.equal(kmeans_pp(scaled, 50, seed=1), kmeans_pp(pool, 50, seed=1))
+
+
+def exact_sqnorm(error_C: torch.Tensor, feature_D: torch.Tensor) -> Fraction:
+    squares = [sum(Fraction(x) ** 2 for x in factor.tolist()) for factor in (error_C, feature_D)]
+    return squares[0] * squares[1]
+
+
+@given(st.integers(-199, 199), st.integers(-199, 199), st.integers(0, 150), st.integers(0, 2**32))
+@example(-190, -190, 150, 0)  # of which two picks in three were repeats
+@settings(max_examples=20, deadline=None)
+def test_norms_and_picks_of_extreme_float64_factors(error_exponent, feature_exponent, below, seed):
+    pool = random_pool(N=12, C=3, D=4, seed=seed, dtype=torch.float64)
+    error_NC = pool.error_NC / pool.error_NC.abs().max()
+    feature_ND = pool.feature_ND / pool.feature_ND.abs().max()
+    error_NC[5:] *= 2.0**-below
+    feature_ND[5:] *= 2.0**-below
+    extreme = GradientEmbedding(error_NC * 2.0**error_exponent, feature_ND * 2.0**feature_exponent)
+    read = scaled.ScaledPool.of(extreme)
+    scale = Fraction(read.error_scale) * Fraction(read.feature_scale)
+    for sqnorm, error_C, feature_D in zip(
+        read.sqnorm_N, extreme.error_NC, extreme.feature_ND, strict=True
+    ):
+        expected = exact_sqnorm(error_C, feature_D) * scale**2
+        assert abs(Fraction(float(sqnorm)) - expected) <= expected / 10**14
+    picks = kmeans_pp(extreme, 12, seed=seed)
+    assert torch.equal(picks, kmeans_pp(GradientEmbedding(error_NC, feature_ND), 12, seed=seed))
 
 
 def test_one_giant_among_dwarfs_is_taken_first_and_does_not_stall_the_rest():

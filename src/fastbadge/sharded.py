@@ -68,30 +68,34 @@ class ShardedWeights:
     def __init__(self, whole: ShardedPool, tile_mb: int | None) -> None:
         self._job, self._num_rows, self._starts = whole.job, len(whole), whole.starts
         self._start = int(whole.starts[self._job.rank])
-        # What this process tells of its rows: their kind, sizes of entries, the largest.
+        # What this process tells of its rows: their kind and the sizes of entries.
         kind: tuple[int, int, torch.dtype] | None = None
-        peaks, longest, row = (0.0, 0.0), -1.0, 0
+        peaks = (0.0, 0.0)
         with self._job.together():
             if whole.shard is not None:
                 unscaled, peaks = ScaledPool.read(whole.shard, tile_mb)
                 error_BC, feature_BD = whole.shard.factors(slice(0, 1))
                 kind = (error_BC.shape[1], feature_BD.shape[1], error_BC.dtype)
-                row = int(unscaled.sqnorm_N.argmax())
-                longest = float(unscaled.sqnorm_N[row])
-        said = self._job.gather((kind, peaks, longest, self._start + row))
-        kinds = {kind for kind, *_ in said if kind is not None}
+        said = self._job.gather((kind, peaks))
+        kinds = {kind for kind, _ in said if kind is not None}
         if len(kinds) > 1:
             raise InputError(
                 "the processes hold factors of (C, D, dtype) "
                 f"{' and '.join(sorted(map(str, kinds)))}; expected the same model in each"
             )
-        if kind is None:
-            unscaled, _ = ScaledPool.read(_no_rows(*kinds.pop()), tile_mb)
-        self._pool = unscaled.scaled_for(
-            *(max(peaks[factor] for _, peaks, *_ in said) for factor in (0, 1))
-        )
+        longest, row = -1.0, 0
+        with self._job.together():
+            if kind is None:
+                unscaled, _ = ScaledPool.read(_no_rows(*kinds.pop()), tile_mb)
+            self._pool = unscaled.scaled_for(
+                *(max(peaks[factor] for _, peaks in said) for factor in (0, 1))
+            )
+            if len(self._pool):
+                row = int(self._pool.sqnorm_N.argmax())
+                longest = float(self._pool.sqnorm_N[row])
         # Of equal norms the first process's is the first row: max() keeps the first.
-        self._largest = max(said, key=lambda words: words[2])[3]
+        firsts = self._job.gather((longest, self._start + row))
+        self._largest = max(firsts, key=lambda words: words[0])[1]
         self.num_columns, self.arithmetic = self._pool.num_columns, self._pool.arithmetic
         self._tree = SumTree(np.full(len(self._pool), np.inf), self._start, self._num_rows)
         told, first_row = self._tree.share_out(self._starts)

@@ -52,7 +52,7 @@ class ScaledPool:
 
     @classmethod
     def of(cls, pool: GradientPool, tile_mb: int | None = None) -> ScaledPool:
-        """Read the whole pool once, a tile of at most `tile_mb` MB at a time.
+        """Read the whole pool, tiles of `tile_mb` MB at most; twice if it is to be scaled.
 
         Raises:
             InputError: a NaN, an infinite or a far too large entry; names the first bad row.
@@ -84,10 +84,20 @@ class ScaledPool:
     def scaled_for(self, error_peak: float, feature_peak: float) -> ScaledPool:
         """This pool, unscaled so far, in the scale for largest entries of these sizes."""
         error_scale, feature_scale = _scale_for(error_peak), _scale_for(feature_peak)
-        sqnorm_N = self.sqnorm_N * (error_scale * feature_scale) ** 2
-        return replace(
-            self, error_scale=error_scale, feature_scale=feature_scale, sqnorm_N=sqnorm_N
+        if error_scale == feature_scale == 1.0:
+            return self
+        scaled = replace(
+            self,
+            error_scale=error_scale,
+            feature_scale=feature_scale,
+            sqnorm_N=np.empty_like(self.sqnorm_N),
         )
+        # Read once more: squares of unscaled entries may have underflowed, and a norm that was
+        # rounded otherwise than the inner products leaves a row at a distance from itself.
+        for tile in _tiles(self.pool, 1, self.tile_mb):
+            rows = scaled.rows(tile)
+            scaled.sqnorm_N[tile] = self.arithmetic.sqnorms(rows.error_BC, rows.feature_BD)
+        return scaled
 
     def __len__(self) -> int:
         return len(self.sqnorm_N)
