@@ -104,7 +104,7 @@ def lower(weight_B: NDArray[np.float64], rows: Rows, centres: Rows) -> NDArray[n
         def settle(a: int, b: int) -> None:
             _lower_by_one(
                 lowered_B[a:b], error[a:b], feature[a:b], sqnorm_B[a:b],
-                error_K[0], feature_K[0], sqnorm_K[0],
+                error_K, feature_K, sqnorm_K,
             )  # fmt: skip
 
         _in_threads(len(error), error.size + feature.size, settle)
@@ -155,22 +155,25 @@ def _in_threads(rows: int, entries: int, work: Callable[[int, int], None]) -> No
 
 
 @_kernel()
-def _inner(left_D, right_D):  # type: ignore[no-untyped-def]
-    """gradients.inner for one pair: eight running sums, which become one vector register."""
+def _inner(left_BD, i, right_KD, k):  # type: ignore[no-untyped-def]
+    """gradients.inner for row i and row k: eight running sums, which become one vector register.
+
+    Not for two vectors: to make a view of a row takes as long as 64 products.
+    """
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-    D = left_D.shape[0]
+    D = left_BD.shape[1]
     whole = D - D % 8
     for j in range(0, whole, 8):
-        s0 += np.float64(left_D[j]) * np.float64(right_D[j])
-        s1 += np.float64(left_D[j + 1]) * np.float64(right_D[j + 1])
-        s2 += np.float64(left_D[j + 2]) * np.float64(right_D[j + 2])
-        s3 += np.float64(left_D[j + 3]) * np.float64(right_D[j + 3])
-        s4 += np.float64(left_D[j + 4]) * np.float64(right_D[j + 4])
-        s5 += np.float64(left_D[j + 5]) * np.float64(right_D[j + 5])
-        s6 += np.float64(left_D[j + 6]) * np.float64(right_D[j + 6])
-        s7 += np.float64(left_D[j + 7]) * np.float64(right_D[j + 7])
+        s0 += np.float64(left_BD[i, j]) * np.float64(right_KD[k, j])
+        s1 += np.float64(left_BD[i, j + 1]) * np.float64(right_KD[k, j + 1])
+        s2 += np.float64(left_BD[i, j + 2]) * np.float64(right_KD[k, j + 2])
+        s3 += np.float64(left_BD[i, j + 3]) * np.float64(right_KD[k, j + 3])
+        s4 += np.float64(left_BD[i, j + 4]) * np.float64(right_KD[k, j + 4])
+        s5 += np.float64(left_BD[i, j + 5]) * np.float64(right_KD[k, j + 5])
+        s6 += np.float64(left_BD[i, j + 6]) * np.float64(right_KD[k, j + 6])
+        s7 += np.float64(left_BD[i, j + 7]) * np.float64(right_KD[k, j + 7])
     for j in range(whole, D):
-        product = np.float64(left_D[j]) * np.float64(right_D[j])
+        product = np.float64(left_BD[i, j]) * np.float64(right_KD[k, j])
         if j == whole:
             s0 += product
         elif j == whole + 1:
@@ -189,32 +192,33 @@ def _inner(left_D, right_D):  # type: ignore[no-untyped-def]
 
 
 @_kernel()
-def _settled(error_C, feature_D, sqnorm, error_c_C, feature_c_D, sqnorm_c):  # type: ignore[no-untyped-def]
-    inner = _inner(error_C, error_c_C) * _inner(feature_D, feature_c_D)
+def _sqdist(sqnorm, sqnorm_c, inner):  # type: ignore[no-untyped-def]
     return max((sqnorm + sqnorm_c) - 2.0 * inner, 0.0)
 
 
 @_kernel()
 def _sqnorms(error_BC, feature_BD, sqnorm_B):  # type: ignore[no-untyped-def]
     for i in range(len(error_BC)):
-        sqnorm_B[i] = _inner(error_BC[i], error_BC[i]) * _inner(feature_BD[i], feature_BD[i])
+        sqnorm_B[i] = _inner(error_BC, i, error_BC, i) * _inner(feature_BD, i, feature_BD, i)
 
 
 @_kernel()
-def _lower_by_one(weight_B, error_BC, feature_BD, sqnorm_B, error_C, feature_D, sqnorm):  # type: ignore[no-untyped-def]
+def _lower_by_one(weight_B, error_BC, feature_BD, sqnorm_B, error_1C, feature_1D, sqnorm_1):  # type: ignore[no-untyped-def]
     for i in range(len(error_BC)):
         if weight_B[i] > 0:
-            sqdist = _settled(error_BC[i], feature_BD[i], sqnorm_B[i], error_C, feature_D, sqnorm)
-            weight_B[i] = min(weight_B[i], sqdist)
+            inner = _inner(error_BC, i, error_1C, 0) * _inner(feature_BD, i, feature_1D, 0)
+            weight_B[i] = min(weight_B[i], _sqdist(sqnorm_B[i], sqnorm_1[0], inner))
 
 
 # The screen alone may be reordered: its margin covers any order of summation.
 @_kernel(fastmath={"nnan", "ninf", "nsz", "reassoc"})
-def _lowest(by_error_K, by_feature_K, kept_K):  # type: ignore[no-untyped-def]
+def _lowest(by_error_BK, by_feature_BK, i, kept_K):  # type: ignore[no-untyped-def]
     """Smallest of kept - 2 <a, a_c> <h, h_c> over the centres."""
     lowest = np.float32(np.finfo(np.float32).max)
     for j in range(len(kept_K)):
-        lowest = min(lowest, kept_K[j] - np.float32(2.0) * (by_error_K[j] * by_feature_K[j]))
+        lowest = min(
+            lowest, kept_K[j] - np.float32(2.0) * (by_error_BK[i, j] * by_feature_BK[i, j])
+        )
     return lowest
 
 
@@ -228,18 +232,15 @@ def _lower(  # type: ignore[no-untyped-def]
         if weight_B[i] == 0:
             continue
         kept = (1 - relative) * sqnorm_B[i] - absolute
-        lowest = _lowest(by_error_BK[i], by_feature_BK[i], kept_K)
+        lowest = _lowest(by_error_BK, by_feature_BK, i, kept_K)
         if lowest >= weight_B[i] * (1 + 2.0**-22) - kept:
             continue
         slack = 2 * (relative * (sqnorm_B[i] + widest) + absolute)
         ceiling = min(weight_B[i] * (1 + 2.0**-22) - kept, lowest + slack)
         for j in range(len(kept_K)):
             if kept_K[j] - np.float32(2.0) * (by_error_BK[i, j] * by_feature_BK[i, j]) <= ceiling:
-                sqdist = _settled(
-                    error_BC[i], feature_BD[i], sqnorm_B[i],
-                    error_KC[j], feature_KD[j], sqnorm_K[j],
-                )  # fmt: skip
-                weight_B[i] = min(weight_B[i], sqdist)
+                inner = _inner(error_BC, i, error_KC, j) * _inner(feature_BD, i, feature_KD, j)
+                weight_B[i] = min(weight_B[i], _sqdist(sqnorm_B[i], sqnorm_K[j], inner))
 
 
 @_kernel()
@@ -256,11 +257,8 @@ def _accept(  # type: ignore[no-untyped-def]
             j = taken[t]
             product = np.float64(by_error_BB[i, j]) * np.float64(by_feature_BB[i, j])
             if (1 - relative) * sqnorm_B[j] - 2.0 * product + kept < current_B[i]:
-                sqdist = _settled(
-                    error_BC[i], feature_BD[i], sqnorm_B[i],
-                    error_BC[j], feature_BD[j], sqnorm_B[j],
-                )  # fmt: skip
-                current_B[i] = min(current_B[i], sqdist)
+                inner = _inner(error_BC, i, error_BC, j) * _inner(feature_BD, i, feature_BD, j)
+                current_B[i] = min(current_B[i], _sqdist(sqnorm_B[i], sqnorm_B[j], inner))
         if bar_B[i] < current_B[i]:
             taken[count] = i
             count += 1
