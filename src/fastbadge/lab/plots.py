@@ -369,13 +369,15 @@ def _draw_line(
     high: Sequence[float],
 ) -> None:
     color, marker = look(strategy, strategies)
+    letter = marker.startswith("$")  # thinner than a shape, and a white edge would eat it
     axes.fill_between(labels, low, high, color=color, alpha=0.18, linewidth=0)
     axes.plot(
         labels,
         middle,
         color=color,
         marker=marker,
-        markeredgecolor="white",
+        markersize=7 if letter else None,
+        markeredgecolor=color if letter else "white",
         markeredgewidth=0.5,
         label=display_name(strategy),
     )
