@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fastbadge as fb
+from fastbadge.cli import app
 from oracles import chi_square_p_value, dense_gradients, sequence_probabilities, sqdist_matrix
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +57,14 @@ def test_pictures_are_there(page):
     for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).is_file(), target
         assert (page.parent / target).with_suffix(".png").is_file(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_on_it_are_commands(page):
+    for line in "".join(blocks(page.read_text(encoding="utf-8"), "console")).splitlines():
+        program, *words = shlex.split(line.removeprefix("$ "), comments=True)
+        if program == "fastbadge":
+            app.parse_args(words, exit_on_error=False, print_error=False)
 
 
 def test_commands_and_tests_it_names_are_there():
