@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="where MNIST lies")
     parser.add_argument("--jobs", default="2")
-    parser.add_argument("--strategies", default="badge,margin,entropy,random")
+    parser.add_argument("--strategies", default="badge,margin,coreset,random")
     given = parser.parse_args()
     figures = {
         f"digits, 50 trials of {given.strategies}, {given.jobs} processes": fifty_trials(
