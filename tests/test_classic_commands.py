@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastbadge.errors import DataError, InputError
+from fastbadge.errors import DataError, InputError, RunError
 from fastbadge.lab.store import RoundRow
 from fastbadge.lab.textlog import count_trials, read_log, run_classic
 
@@ -57,7 +57,7 @@ def test_a_second_process_on_the_same_file_is_refused(tmp_path):
     log = tmp_path / "log.txt"
     with log.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is adding trials to"):
+        with pytest.raises(RunError, match="another process is adding trials to"):
             run_classic("badge", log, trials=1, rounds=0)
     assert log.read_text() == ""
 

@@ -177,6 +177,32 @@ def test_rounds_are_reported_when_they_are_recorded(tmp_path):
     assert len(seen) == 16 and set(seen) == set(run.rows)
 
 
+def test_a_second_command_on_the_directory_is_refused_and_readers_are_not(tmp_path):
+    pytest.importorskip("fcntl")
+    refused = []
+
+    def on_round(row):
+        with pytest.raises(RunError, match=r"another command is computing .*; wait until") as end:
+            run_experiment(replace(SMALL, strategies=("badge", "margin", "random")), tmp_path)
+        refused.append(end)
+        assert row in experiment.read_run(tmp_path).rows
+
+    config = replace(SMALL, trials=1, rounds=1)
+    assert run_experiment(config, tmp_path, jobs=1, on_round=on_round).config == config
+    assert len(refused) == 4
+    run_experiment(replace(config, trials=2), tmp_path, jobs=1)  # it ends with the command
+
+
+def test_without_locks_a_run_goes_on(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def none_here(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none_here)
+    assert run_experiment(replace(SMALL, trials=1, rounds=0), tmp_path, jobs=1).finished
+
+
 def test_an_error_of_the_caller_s_is_not_lost(tmp_path):
     def on_round(row):
         raise ZeroDivisionError("the caller's own")

@@ -2,6 +2,7 @@
 
 import io
 import random
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -130,6 +131,13 @@ def test_a_terminal_shows_trials_rounds_accuracy_and_time_left():
     assert "2/2 trials, 4/4 rounds 92.0 % at 40 labels" in text
     assert "2/2 trials, 4/4 rounds 81.0 % at 40 labels" in text
     assert "0:00 left" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_round_of_another_command_s_strategy_does_no_harm(terminal):
+    run = run_of(PAIR, trials=2)
+    config = replace(run.config, strategies=("badge",))
+    assert "badge" in followed(replace(run, config=config), terminal=terminal)
 
 
 def test_time_left():

@@ -28,6 +28,7 @@ from fastbadge.lab.sources import Shared, Source, can_share, loaded
 from fastbadge.lab.store import (
     RoundRow,
     Run,
+    only_writer,
     open_run,
     read_run,
     record_environment,
@@ -98,7 +99,8 @@ def run_experiment(
     Raises:
         InputError: a configuration that cannot be run here, a cluster that cannot be reached.
         DataError: the data set cannot be had.
-        RunError: the run directory cannot be used, or a worker died.
+        RunError: the run directory cannot be used, another command is computing in it, or a worker
+            died.
     """
     check_runnable(config)
     if jobs is not None and jobs < 1:
@@ -107,17 +109,18 @@ def run_experiment(
     try:
         dataset = _load(config, data_dir, _split_seed(config, trial=0))
         check_pool_size(config, len(dataset.y_pool_N))
-        open_run(out, config, data_digest=dataset.digest)
-        recorded = read_run(out)
-        for row in recorded.rows:
-            on_round(row)
-        if not recorded.finished:
-            waiting = _unfinished(config, out, recorded.rows)
-            with _workers(config, jobs, dask, len(waiting)) as workers:
-                source_for = partial(_source, config, data_dir, workers.place, dataset.digest)
-                del dataset
-                _run_rounds(config, out, waiting, workers, source_for, on_round)
-        return read_run(out)
+        with only_writer(out):
+            open_run(out, config, data_digest=dataset.digest)
+            recorded = read_run(out)
+            for row in recorded.rows:
+                on_round(row)
+            if not recorded.finished:
+                waiting = _unfinished(config, out, recorded.rows)
+                with _workers(config, jobs, dask, len(waiting)) as workers:
+                    source_for = partial(_source, config, data_dir, workers.place, dataset.digest)
+                    del dataset
+                    _run_rounds(config, out, waiting, workers, source_for, on_round)
+            return read_run(out)
     finally:
         _load.cache_clear()
         _source.cache_clear()

@@ -88,6 +88,8 @@ def _live(config: Config, console: Console, jobs: int) -> Iterator[OnRound]:
         everything = progress.add_task("all", total=rounds * len(task_of), trials="", shown="")
 
         def on_round(row: RoundRow) -> None:
+            if row.strategy not in task_of:  # another command's, where nothing keeps it away
+                return
             rows.append(row)
             mine = [other for other in rows if other.strategy == row.strategy]
             finished = sum(other.round == config.rounds for other in mine)

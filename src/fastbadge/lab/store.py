@@ -1,8 +1,8 @@
 """The record of a run: one SQLite file, in which a finished round is one transaction.
 
 The process that runs the experiment writes each round as it is finished, so a run killed at any
-moment has lost only the rounds that were being computed. Others may read meanwhile, or run the same
-(WAL: none is lost). Rows are data; nothing in them is executed.
+moment has lost only the rounds that were being computed. Others may read meanwhile (WAL), and are
+refused if they want to write. Rows are data; nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastbadge.errors import InputError, RunError
+from fastbadge.lab.lock import held
 from fastbadge.lab.protocol import Config, as_text
 
 FILE_NAME = "run.sqlite"
@@ -133,6 +134,22 @@ def read_run(directory: Path) -> Run:
     return Run(config, json.loads(environment[0]) if environment else {}, rows, data_digest)
 
 
+@contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Make the run directory if need be, and keep other commands from computing in it meanwhile.
+
+    Raises:
+        RunError: another one does, or the directory cannot be made.
+    """
+    _make(directory)
+    with held(
+        directory,
+        f"another command is computing {directory}; wait until it ends, or see how far it is with: "
+        f"fastbadge plot {directory}",
+    ):
+        yield
+
+
 def open_run(directory: Path, config: Config, *, data_digest: str) -> None:
     """Create the record of a run, or take up the one that is there.
 
@@ -150,12 +167,7 @@ def open_run(directory: Path, config: Config, *, data_digest: str) -> None:
             schema, a file that is no record, or a directory that cannot be written.
     """
     path = Path(directory) / FILE_NAME
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{directory} cannot be made a run directory: {error.strerror}; pass another --out"
-        ) from error
+    _make(path.parent)
     with _connection(path, create=True) as connection:
         if not _is_empty(connection):
             _check_schema(connection, path)  # before the first write
@@ -184,8 +196,8 @@ def record_environment(directory: Path, facts: dict[str, str]) -> int:
 def record_round(directory: Path, row: RoundRow, environment_id: int) -> None:
     """Add a finished round, in one transaction.
 
-    A row that is there already stays: the same experiment may be running twice, and what it writes
-    is the same.
+    A row that is there already stays: where there are no locks (see `held`) the same experiment may
+    be running twice, and what it writes is the same.
 
     Raises:
         RunError: the record cannot be written.
@@ -197,6 +209,15 @@ def record_round(directory: Path, row: RoundRow, environment_id: int) -> None:
             f"VALUES ({', '.join('?' * len(values))}) ON CONFLICT DO NOTHING",
             tuple(values.values()),
         )
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{directory} cannot be made a run directory: {error.strerror}; pass another --out"
+        ) from error
 
 
 @contextmanager

@@ -14,12 +14,13 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import nan
 from pathlib import Path
 
 from fastbadge.errors import DataError, InputError
+from fastbadge.lab.lock import held
 from fastbadge.lab.protocol import PROTOCOLS, Config
 from fastbadge.lab.store import RoundRow
 
@@ -87,26 +88,17 @@ def _run_and_append(
 def _alone(log: Path) -> Iterator[None]:
     """Refuses a second process on the same file, which would take the same seeds.
 
-    The lock is the system's and dies with the process that holds it.
+    A file made for it that stays empty is taken away again.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: not guarded
-        yield
-        return
     made = not log.exists()
-    descriptor = os.open(log, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise InputError(
-            f"another process is adding trials to {log}; wait until it ends"
-        ) from error
-    finally:
-        if made and os.fstat(descriptor).st_size == 0:
-            log.unlink(missing_ok=True)
-        os.close(descriptor)
+    log.touch()
+    with held(log, f"another process is adding trials to {log}; wait until it ends"):
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):
+                if made and log.stat().st_size == 0:
+                    log.unlink()
 
 
 def format_trial(rows: Sequence[RoundRow]) -> str:
