@@ -1,6 +1,7 @@
 """Random sampling on MNIST by the classic protocol; appends its trials to results_random.txt."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from fastbadge.cli import Whole, launch
@@ -15,8 +16,8 @@ def train(*, data_dir: Path | None = None, trials: Whole = 5, rounds: Whole = 10
         trials: How many to add to those in the file.
         rounds: Queries of 100 after the initial 100 labels.
     """
-    log = Path("results_random.txt")
-    run_classic("random", log, data_dir=data_dir, trials=trials, rounds=rounds, on_trial=print)
+    log, show = Path("results_random.txt"), partial(print, flush=True)
+    run_classic("random", log, data_dir=data_dir, trials=trials, rounds=rounds, on_trial=show)
 
 
 if __name__ == "__main__":

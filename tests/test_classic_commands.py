@@ -4,6 +4,7 @@ import gzip
 import random
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 from fastbadge.errors import DataError, InputError, RunError
-from fastbadge.lab.store import RoundRow
-from fastbadge.lab.textlog import count_trials, read_log, run_classic
+from fastbadge.lab.store import RoundRow, open_run, read_run, record_environment, record_round
+from fastbadge.lab.textlog import count_trials, format_trial, read_log, run_classic
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("train.py", "train_random.py", "plot_results.py")
@@ -138,19 +139,34 @@ def test_plot_warns_of_a_foreign_line_and_goes_on(tmp_path, start):
 
 @pytest.fixture
 def experiments(monkeypatch):
-    """Configurations that were run; each round is made up and reported in any order of trials."""
-    ran = []
+    """Configurations that were run; each round is made up, recorded and reported.
+
+    Trials end in any order, and a record that is there is completed. `experiments.computed` has
+    all rounds that were made up, (seed, trial, round).
+    """
+
+    ran = type("Ran", (list,), {})()
+    ran.computed = []
 
     def pretend(config, directory, *, data_dir, on_round):
         ran.append(config)
+        open_run(directory, config, data_digest="")
+        environment = record_environment(directory, {})
+        found = read_run(directory).rows
+        for row in found:
+            on_round(row)
         trials = list(range(config.trials))
         random.Random(len(ran)).shuffle(trials)
         for trial in trials:
             for round in range(config.points):
-                accuracy = 0.1 * trial + 0.001 * round
-                on_round(
-                    RoundRow("badge", trial, round, 100, accuracy, 1.0, 1.0, 0.1, 0.1, (round,))
-                )
+                if any((row.trial, row.round) == (trial, round) for row in found):
+                    continue
+                accuracy = 0.01 * (config.seed + trial) + 0.001 * round
+                strategy, picks = config.strategies[0], (round,)
+                row = RoundRow(strategy, trial, round, 100, accuracy, 1.0, 1.0, 0.1, 0.1, picks)
+                ran.computed.append((config.seed, trial, round))
+                record_round(directory, row, environment)
+                on_round(row)
 
     monkeypatch.setattr("fastbadge.lab.experiment.run_experiment", pretend)
     return ran
@@ -174,6 +190,116 @@ def test_each_call_adds_new_trials(experiments, tmp_path):
     log.write_text(log.read_text()[:-20])  # a kill in the last block
     run_classic("badge", log, trials=1, rounds=0)
     assert experiments[-1].seed == 6
+
+
+def stop_after(blocks):
+    """An `on_trial` of a reader that leaves, and what it has read."""
+    read = []
+
+    def on_trial(block):
+        if len(read) == blocks:
+            raise BrokenPipeError
+        read.append(block)
+
+    return on_trial, read
+
+
+@pytest.mark.parametrize("blocks", range(4))
+def test_a_reader_that_leaves_costs_nothing(experiments, tmp_path, blocks):
+    log = tmp_path / "results_badge.txt"
+    run_classic("badge", log, trials=2, rounds=1)
+    whole, (on_trial, read) = log.read_text(), stop_after(blocks)
+    with pytest.raises(BrokenPipeError):
+        run_classic("badge", log, trials=4, rounds=1, on_trial=on_trial)
+    # Appended before it was shown, and nothing is done for a reader who is gone.
+    assert log.read_text().startswith(whole + "".join(f"{block}\n" for block in read))
+    assert count_trials(log) > 2 + blocks
+    seen = []
+    if count_trials(log) < 6:
+        run_classic("badge", log, trials=4, rounds=1, on_trial=seen.append)
+    accuracies = [row.accuracy for row in read_log(log, "badge") if row.round == 0]
+    assert accuracies == pytest.approx([0.01 * trial for trial in range(6)])
+    assert not set(seen) & set(read)
+    assert len(experiments.computed) == len(set(experiments.computed)) == 6 * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["results_badge.txt"]
+
+
+def killed_after(rows, monkeypatch):
+    """The process ends when so many rounds are recorded, as a kill ends it: nothing is tidied."""
+    record = record_round
+
+    def dying(directory, row, environment):
+        nonlocal rows
+        record(directory, row, environment)
+        rows -= 1
+        if rows == 0:
+            raise SystemExit
+
+    monkeypatch.setattr(sys.modules[__name__], "record_round", dying)
+
+
+def test_what_a_kill_leaves_is_completed_by_the_same_call(experiments, tmp_path, monkeypatch):
+    log = tmp_path / "results_random.txt"
+    for rows in (5, 4, 1):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            killed_after(rows, patch)
+            run_classic("random", log, trials=5, rounds=2)
+    assert (tmp_path / "results_random.txt.unfinished" / "run.sqlite").is_file()
+    with pytest.raises(InputError, match=r"stopped; pass its --trials 5 --rounds 2 to complete"):
+        run_classic("random", log, trials=1, rounds=2)
+    run_classic("random", log, trials=5, rounds=2)
+    assert [(row.trial, row.round) for row in read_log(log, "random")] == [
+        (trial, round) for trial in range(5) for round in range(3)
+    ]
+    assert len(experiments.computed) == len(set(experiments.computed)) == 5 * 3
+    assert {config.seed for config in experiments} == {0}
+    run_classic("random", log, trials=5, rounds=2)  # and another one adds as many again
+    assert experiments[-1].seed == 5 and count_trials(log) == 10
+
+
+def test_a_block_torn_by_a_kill_is_written_again(experiments, tmp_path, monkeypatch):
+    log = tmp_path / "results_badge.txt"
+    run_classic("badge", log, trials=1, rounds=1)
+    before = log.read_text()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        killed_after(3 * 2, patch)
+        run_classic("badge", log, trials=3, rounds=1)
+    left, kept = tmp_path / "results_badge.txt.unfinished", tmp_path / "kept"
+    left.rename(kept)
+    rows = read_run(kept).rows
+    written = [before, *(format_trial(rows[i : i + 2]) for i in (0, 2))]
+    whole = "".join(written)
+    # At and before each end of a line, in the headers, and in the middle of lines.
+    ends = {i + j for i in range(len(before), len(whole)) if whole[i] == "\n" for j in (-9, 0, 1)}
+    for end in sorted(ends - {len(whole)}):
+        log.write_text(whole[:end])
+        shutil.copytree(kept, left)
+        run_classic("badge", log, trials=3, rounds=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a header that was torn itself
+            rows = read_log(log, "badge")
+        assert [(row.trial, row.round) for row in rows] == [
+            (t, r) for t in range(4) for r in (0, 1)
+        ]
+        assert not left.exists()
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(experiments, tmp_path, monkeypatch):
+    log = tmp_path / "results_badge.txt"
+    run_classic("badge", log, trials=1, rounds=1)
+    before = log.read_text()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(DataError, match="No space left on device; mend that, and the same"):
+            run_classic("badge", log, trials=2, rounds=1)
+    assert log.read_text() == before
+    run_classic("badge", log, trials=2, rounds=1)
+    assert count_trials(log) == 3
+    assert len(experiments.computed) == len(set(experiments.computed)) == 3 * 2
 
 
 def test_the_protocol_is_the_classic_one(experiments, tmp_path):

@@ -4,25 +4,26 @@
     Round: 1, Labeled Samples: 100, Test Accuracy: 65.00%, Query Time: 0.08s
 
 Rounds count from 1; `Labeled Samples` is what the model was trained on. Blocks are appended whole
-and never rewritten, so a kill leaves at most a truncated last block.
+and never rewritten; until the last one is there, the record of the call lies beside the file.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import takewhile
 from math import nan
 from pathlib import Path
 
-from fastbadge.errors import DataError, InputError
+from fastbadge.errors import DataError, InputError, RunError
 from fastbadge.lab.lock import held
 from fastbadge.lab.protocol import PROTOCOLS, Config
-from fastbadge.lab.store import RoundRow
+from fastbadge.lab.store import RoundRow, read_run
 
 HEADER = "--- New Trial Started ---"
 LINE = re.compile(
@@ -44,44 +45,98 @@ def run_classic(
     The seed is the number of trials already in the file: each call adds new trials, and two files
     that were filled by the same calls are paired trial by trial.
 
+    A call that is stopped, killed or out of disk space leaves its record beside the file, as
+    `results_badge.unfinished`. The same call then adds what is left of its trials, not as many
+    again: no finished round is computed twice, and no trial is missing or appended twice. The
+    record is removed when its last trial is in the file.
+
     Args:
         strategy: badge, random, ...
         log: the text file; made if it is not there.
         trials: how many to add.
         rounds: queries after the initial 100 labels.
         data_dir: where MNIST lies.
-        on_trial: called with each block as it is appended, in order.
+        on_trial: called with each block once it is in the file, in order; an error of it ends the
+            call.
 
     Raises:
-        InputError: trials or rounds that no experiment can be made of.
+        InputError: trials or rounds that no experiment can be made of, or others than those of
+            the call that was stopped.
         DataError: no MNIST, or a file that cannot be written.
+        RunError: another process is adding trials to the file.
     """
     config = replace(PROTOCOLS["classic"], strategies=(strategy,), trials=trials, rounds=rounds)
     if not os.access(log if log.exists() else log.absolute().parent, os.W_OK):
         raise DataError(f"{log} cannot be written; run this where you may write")
+    directory = log.with_name(f"{log.name}.unfinished")
     with _alone(log):
-        config = replace(config, seed=count_trials(log) if log.exists() else 0)
-        _run_and_append(config, log, data_dir, on_trial)
+        seed, appended = _left_off(directory, log, config)
+        try:
+            _run_and_append(
+                replace(config, seed=seed), directory, log, appended, data_dir, on_trial
+            )
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt("stopped; the same command adds what is left") from stop
+
+
+def _left_off(directory: Path, log: Path, config: Config) -> tuple[int, int]:
+    """The seed of the call, and how many of its trials are in the file already."""
+    try:
+        stopped = read_run(directory).config
+    except RunError:  # none, or one killed before it had begun
+        return count_trials(log), 0
+    _cut_torn_block(log, stopped)
+    appended = max(count_trials(log) - stopped.seed, 0)
+    if appended >= stopped.trials:  # killed when all was done
+        shutil.rmtree(directory)
+        return count_trials(log), 0
+    if (stopped.trials, stopped.rounds) != (config.trials, config.rounds):
+        raise InputError(
+            f"{directory} has what is left of a call that was stopped; pass its --trials "
+            f"{stopped.trials} --rounds {stopped.rounds} to complete it, or delete the directory"
+        )
+    return stopped.seed, appended
+
+
+def _cut_torn_block(log: Path, stopped: Config) -> None:
+    """Take away a last block of the stopped call that a kill in mid-write left without its end."""
+    text = log.read_bytes()
+    blocks = [match.start() for match in re.finditer(rb"^%b$" % HEADER.encode(), text, re.M)]
+    if len(blocks) > stopped.seed and text.count(b"\n", blocks[-1]) <= stopped.points:
+        os.truncate(log, blocks[-1])
 
 
 def _run_and_append(
-    config: Config, log: Path, data_dir: Path | None, on_trial: Callable[[str], None] | None
+    config: Config,
+    directory: Path,
+    log: Path,
+    appended: int,
+    data_dir: Path | None,
+    on_trial: Callable[[str], None] | None,
 ) -> None:
     from fastbadge.lab.experiment import run_experiment  # loads torch and the models
 
     rows_of: dict[int, list[RoundRow]] = {trial: [] for trial in range(config.trials)}
 
     def append_finished(row: RoundRow) -> None:
+        nonlocal appended
         rows_of[row.trial].append(row)
         # Trials run side by side; in the file they stand in order.
-        while rows_of and len(rows_of[first := min(rows_of)]) == config.points:
-            block = format_trial(rows_of.pop(first))
-            append_block(log, block)
-            if on_trial is not None:
+        waiting = (rows_of[trial] for trial in range(appended, config.trials))
+        finished = takewhile(lambda rows: len(rows) == config.points, waiting)
+        if not (blocks := [format_trial(rows) for rows in finished]):
+            return
+        append_block(log, "".join(blocks))
+        appended += len(blocks)
+        if on_trial is not None:
+            for block in blocks:
                 on_trial(block.rstrip())
 
-    with tempfile.TemporaryDirectory(prefix="fastbadge-") as directory:
-        run_experiment(config, Path(directory), data_dir=data_dir, on_round=append_finished)
+    try:
+        run_experiment(config, directory, data_dir=data_dir, on_round=append_finished)
+    finally:
+        if appended == config.trials:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager
@@ -118,7 +173,7 @@ def format_trial(rows: Sequence[RoundRow]) -> str:
 
 
 def append_block(log: Path, block: str) -> None:
-    """Append a block in one write and have it on the disk before returning.
+    """Append a block in one write and have it on the disk before returning, or leave all as it was.
 
     After a truncated last line the block begins on a line of its own.
 
@@ -126,14 +181,22 @@ def append_block(log: Path, block: str) -> None:
         DataError: the file cannot be written.
     """
     try:
-        with log.open("ab+") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        with log.open("ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
             broken = file.read(1) not in (b"", b"\n")
-            file.write(("\n" * broken + block).encode())
-            file.flush()
-            os.fsync(file.fileno())
+            rest = ("\n" * broken + block).encode()
+            try:
+                while rest:  # a full disk takes a part, and refuses the next
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
     except OSError as error:
-        raise DataError(f"{log} cannot be written: {error.strerror}") from error
+        raise DataError(
+            f"{log} cannot be written: {error.strerror}; mend that, and the same command goes on"
+        ) from error
 
 
 def count_trials(log: Path) -> int:
