@@ -158,6 +158,14 @@ def test_compiled_arithmetic_is_loaded_before_queries_are_timed(monkeypatch, tmp
     assert set(told) == {3 * 1297 * 22} and len(told) == 4
 
 
+def test_the_arithmetic_is_told_of_the_model_s_own_features(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(experiment, "load_arithmetic", told.append)
+    config = replace(SMALL, trials=1, rounds=1, strategies=("badge",), model="linear")
+    run_experiment(config, tmp_path, jobs=1)
+    assert told == [1297 * (10 + 64)] * 2  # not the 12 of SMALL's MLP
+
+
 def test_a_finished_run_starts_nothing(small_run, tmp_path, monkeypatch):
     first = run_experiment(SMALL, tmp_path, jobs=1)
     monkeypatch.setattr(experiment, "_run_rounds", lambda *_: pytest.fail("computed again"))

@@ -223,7 +223,8 @@ def _test_and_choose(
 ) -> RoundRow:
     if "gradients" in get_strategy(strategy).needs:
         pool_size = len(dataset.y_pool_N)
-        columns = dataset.num_classes + config.hidden[-1]
+        features = [layer.in_features for layer in model.modules() if isinstance(layer, nn.Linear)]
+        columns = dataset.num_classes + sum(features[-1:])
         load_arithmetic(config.trials * config.rounds * pool_size * columns)
     start = perf_counter()
     accuracy, loss = evaluate(model, dataset.x_test_MF, dataset.y_test_M)
