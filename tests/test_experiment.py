@@ -2,15 +2,16 @@ import os
 import signal
 import sqlite3
 import statistics
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fastbadge.errors import DataError, InputError, RunError
-from fastbadge.lab import environment, experiment
+from fastbadge.lab import environment, experiment, workers
 from fastbadge.lab.environment import describe_environment
 from fastbadge.lab.experiment import run_experiment
 from fastbadge.lab.protocol import Config, config_for
@@ -164,6 +165,36 @@ def test_the_arithmetic_is_told_of_the_model_s_own_features(monkeypatch, tmp_pat
     config = replace(SMALL, trials=1, rounds=1, strategies=("badge",), model="linear")
     run_experiment(config, tmp_path, jobs=1)
     assert told == [1297 * (10 + 64)] * 2  # not the 12 of SMALL's MLP
+
+
+def test_paths_stay_where_the_caller_was(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    lines = [f"{a},{b},{'yes' if a + b > 0 else 'no'}" for a, b in rng.normal(size=(60, 2))]
+    (tmp_path / "own.csv").write_text("\n".join(["a,b,class", *lines]))
+    (tmp_path / "elsewhere-now").mkdir()
+    (tmp_path / "data").mkdir()
+    config = config_for("csv:own.csv", trials=3, rounds=1, initial_labels=5, query_size=5)
+    config = replace(config, max_epochs=2)
+    here = workers.in_this_process
+    for place in ("this process", "elsewhere"):  # each task reads the data, or the command does
+
+        @contextmanager
+        def at_that_place(threads, place=place):
+            with here(threads) as found:
+                yield replace(found, place=place)
+
+        monkeypatch.setattr(experiment, "in_this_process", at_that_place)
+        monkeypatch.chdir(tmp_path)
+        run = run_experiment(
+            config,
+            Path(place),
+            data_dir=Path("data"),
+            jobs=1,
+            on_round=lambda _: os.chdir(tmp_path / "elsewhere-now"),
+        )
+        assert run.finished and run.config == config
+        assert (tmp_path / place / "run.sqlite").is_file()
+    assert not list((tmp_path / "elsewhere-now").iterdir())
 
 
 def test_a_finished_run_starts_nothing(small_run, tmp_path, monkeypatch):

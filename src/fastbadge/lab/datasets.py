@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -244,6 +245,20 @@ def is_resplit(name: str) -> bool:
     """Whether pool and test set are drawn anew by `split_seed`; others come divided."""
     source, argument = _find(name)
     return source.resplit(argument)
+
+
+def at_its_place(name: str) -> str:
+    """The name with its path made absolute, for processes that may stand elsewhere, or move.
+
+    >>> at_its_place("digits"), at_its_place("openml:6"), at_its_place("csv:/d/a.csv:target=x//y")
+    ('digits', 'openml:6', 'csv:/d/a.csv:target=x//y')
+    """
+    source, argument = _find(name)
+    if source.argument != "PATH":
+        return name
+    # Not pathlib, which would tidy up what follows the path.
+    path = os.path.join(os.getcwd(), os.path.expanduser(argument))
+    return f"{name.partition(':')[0]}:{path}"
 
 
 def has_images(name: str) -> bool:

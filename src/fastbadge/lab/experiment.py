@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastbadge.errors import InputError, RunError
 from fastbadge.lab.batched import train_together
-from fastbadge.lab.datasets import Dataset, is_resplit, load_dataset
+from fastbadge.lab.datasets import Dataset, at_its_place, is_resplit, load_dataset
 from fastbadge.lab.environment import describe_environment
 from fastbadge.lab.models import build_model
 from fastbadge.lab.protocol import Config, check_pool_size, check_runnable
@@ -106,11 +106,15 @@ def run_experiment(
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs is {jobs}; expected at least 1")
     on_round = on_round or (lambda row: None)
+    recorded_as = config
+    # Workers stand where they were started, and the caller may move meanwhile.
+    config = replace(config, dataset=at_its_place(config.dataset))
+    out, data_dir = out.absolute(), None if data_dir is None else data_dir.absolute()
     try:
         dataset = _load(config, data_dir, _split_seed(config, trial=0))
         check_pool_size(config, len(dataset.y_pool_N))
         with only_writer(out):
-            open_run(out, config, data_digest=dataset.digest)
+            open_run(out, recorded_as, data_digest=dataset.digest)
             recorded = read_run(out)
             for row in recorded.rows:
                 on_round(row)
