@@ -403,6 +403,20 @@ BAD = {
     "more labels than the pool has": ("run --query 1000", "lower initial_labels, rounds or query"),
     "unknown strategy": ("run --strategies bagde", "did you mean 'badge'?"),
     "no strategy": ("run --strategies ,", "strategies is empty; expected"),
+    "fewer candidates than picks": (
+        "run --strategies badge,badge_subset:candidates=9 --query 20",
+        "k is 20 but candidates is 9; expected at least k",
+    ),
+    "an option out of its range": (
+        "run --strategies random,power_bald:beta=-1 --dropout 0.5",
+        "beta is -1.0; expected a positive number",
+    ),
+    "dropout samples without dropout": ("run --strategies bald", "has no nn.Dropout with p > 0"),
+    "images too small": ("run --model vgg11", "is for images of at least 32 x 32"),
+    "no memory for it": (
+        "run --hidden 1000000000000",
+        "hidden is 1000000000000, which takes 1,200,000 GB to train; this machine has ",
+    ),
     "unknown data set": ("run --dataset mnits", "did you mean mnist?"),
     "label outside the classes": ("run --dataset npz:classes.npz", "y_test has class 7, which"),
     "negative label": ("run --dataset npz:negative.npz", "y_train has label -1; expected"),

@@ -1,5 +1,7 @@
 """Strategies against NumPy oracles of five lines, and the table they are in."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -289,3 +291,31 @@ def test_a_name_is_taken_once():
         fb.register("badge")(cell)
     with pytest.raises(fb.InputError, match=r"needs \['labels'\]; expected some of probabilities"):
         fb.register("other", needs=("labels",))
+
+
+@pytest.mark.parametrize("name", fb.strategy_names())
+def test_options_can_be_checked_before_anything_is_computed(name):
+    get_strategy(name).check_options(100)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "albl:delta=1",
+        "badge_proxy:candidates=99",
+        "bait:regularization=0",
+        "bald:samples=1",
+        "batchbald:configurations=0",
+        "batchbald:samples=1",
+        "cluster_margin:multiple=0",
+        "power_bald:samples=1",
+        "power_margin:beta=inf",
+        "probcover:purity=1",
+        "uncertainty_herding:sigma=nan",
+        "vessal:regularization=nan",
+    ],
+)
+def test_an_option_out_of_its_range_is_refused_by_the_check(name):
+    option = re.split("[:=]", name)[1]
+    with pytest.raises(fb.InputError, match=option):
+        get_strategy(name).check_options(100)

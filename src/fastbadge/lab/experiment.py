@@ -17,6 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fastbadge.dropout import fixed_dropout
 from fastbadge.errors import InputError, RunError
 from fastbadge.lab.batched import train_together
 from fastbadge.lab.datasets import Dataset, at_its_place, is_resplit, load_dataset
@@ -113,6 +114,7 @@ def run_experiment(
     try:
         dataset = _load(config, data_dir, _split_seed(config, trial=0))
         check_pool_size(config, len(dataset.y_pool_N))
+        _check_model(config, dataset)
         with only_writer(out):
             open_run(out, recorded_as, data_digest=dataset.digest)
             recorded = read_run(out)
@@ -128,6 +130,21 @@ def run_experiment(
     finally:
         _load.cache_clear()
         _source.cache_clear()
+
+
+def _check_model(config: Config, dataset: Dataset) -> None:
+    """Build a model once before anything is written, to refuse what no round could begin with."""
+    model = build_model(
+        config.model,
+        dataset.shape,
+        dataset.num_classes,
+        hidden=config.hidden,
+        dropout=config.dropout,
+        generator=torch.Generator(),
+    )
+    if any("samples" in get_strategy(name).needs for name in config.strategies):
+        with fixed_dropout(model, torch.Generator()):
+            pass
 
 
 def _run_rounds(

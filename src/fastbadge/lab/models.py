@@ -49,8 +49,9 @@ def build_model(
         generator: on the CPU; so are the weights.
 
     Raises:
-        InputError: an unknown name, images that the model is not made for, a function that is not
-            there or does not give a model with C logits.
+        InputError: an unknown name, images that the model is not made for, hidden layers that do
+            not fit into memory, a function that is not there or does not give a model with C
+            logits.
 
     >>> build_model("linear", (1, 8, 8), 10, generator=torch.Generator().manual_seed(0))
     Linear(in_features=64, out_features=10, bias=True)
@@ -58,6 +59,7 @@ def build_model(
     check_model_name(name)
     num_features = math.prod(shape)
     if name == "mlp":
+        _check_fits((num_features, *hidden, num_classes))
         return mlp(num_features, hidden, num_classes, dropout=dropout, generator=generator)
     if name == "resnet18":
         _check_images(name, shape, least=9)  # below, its last maps are single pixels
@@ -235,6 +237,22 @@ def _convolution(
     # No bias: BatchNorm subtracts the mean, and has its own.
     conv = nn.Conv2d(channels_in, channels_out, size, stride, padding=size // 2, bias=False)
     return conv, nn.BatchNorm2d(channels_out)
+
+
+def _check_fits(widths: tuple[int, ...]) -> None:
+    """Refuse an MLP that could not be trained here: weights, gradients and Adam's two moments."""
+    needed = 16 * sum(
+        (width_in + 1) * width_out for width_in, width_out in itertools.pairwise(widths)
+    )
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows: not known
+        return
+    if needed > memory:
+        raise InputError(
+            f"hidden is {','.join(map(str, widths[1:-1]))}, which takes {needed / 1e9:,.0f} GB to "
+            f"train; this machine has {memory / 1e9:,.0f} GB: lower the widths"
+        )
 
 
 def _check_images(name: str, shape: tuple[int, ...], *, least: int) -> None:

@@ -251,12 +251,13 @@ def check_runnable(config: Config) -> None:
     """Refuse names that nothing answers to here; a record from elsewhere stays readable.
 
     Raises:
-        InputError: an unknown data set, model or strategy, or a device this machine does not have.
+        InputError: an unknown data set, model or strategy, options a strategy cannot choose by, or
+            a device this machine does not have.
     """
     check_dataset_name(config.dataset)
     check_model_name(config.model)
     for name in config.strategies:
-        get_strategy(name)
+        get_strategy(name).check_options(config.query_size)
     try:
         usable = torch.empty(0, device=config.device).device.type in ("cpu", "cuda")
     except (RuntimeError, AssertionError):

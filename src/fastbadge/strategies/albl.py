@@ -17,7 +17,14 @@ from fastbadge.strategies.uncertainty import least_confidence
 _ARMS: tuple[Callable[..., Tensor], ...] = (coreset, least_confidence)
 
 
-@register("albl", needs=("probabilities", "features", "labeled", "memory"))
+def _check(horizon: int, delta: float) -> None:
+    if horizon < 1 or not 0 < delta < 1:
+        raise InputError(
+            f"albl: horizon is {horizon} and delta {delta}; expected at least 1 and within 0 to 1"
+        )
+
+
+@register("albl", needs=("probabilities", "features", "labeled", "memory"), check=_check)
 def albl(
     view: PoolView, k: int, *, generator: Generator, horizon: int = 10, delta: float = 0.1
 ) -> Tensor:
@@ -43,10 +50,7 @@ def albl(
             "dictionary at later ones, with labels="
         )
     assert view.positions is not None
-    if horizon < 1 or not 0 < delta < 1:
-        raise InputError(
-            f"albl: horizon is {horizon} and delta {delta}; expected at least 1 and within 0 to 1"
-        )
+    _check(horizon, delta)
     least = min(0.5, math.sqrt(math.log(2) / (2 * horizon)))
     memory = view.memory
     queries: list[dict[str, Any]] = memory.setdefault("queries", [])

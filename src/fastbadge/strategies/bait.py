@@ -33,7 +33,12 @@ _SCREEN_ERROR = 1e-3
 _SETTLED = 8
 
 
-@register("bait", needs=("probabilities", "features", "labeled"))
+def _check(regularization: float) -> None:
+    if not regularization > 0:
+        raise InputError(f"bait: regularization is {regularization}; expected a positive number")
+
+
+@register("bait", needs=("probabilities", "features", "labeled"), check=_check)
 def bait(view: PoolView, k: int, *, generator: Generator, regularization: float = 1.0) -> Tensor:
     """Most Fisher information where the pool needs it, of the last layer; regularization=1.
 
@@ -52,8 +57,7 @@ def bait(view: PoolView, k: int, *, generator: Generator, regularization: float 
     k = N gives every row. With one class nothing is informative, and all tie.
     """
     assert view.probabilities is not None and view.features is not None
-    if not regularization > 0:
-        raise InputError(f"bait: regularization is {regularization}; expected a positive number")
+    _check(regularization)
     pool = _Examples.of(view)
     known = None if view.labeled is None else _Examples.of(view.labeled)
     _check_size(pool)

@@ -14,7 +14,13 @@ from fastbadge.strategies.registry import PoolView, register
 from fastbadge.strategies.uncertainty import distributions
 
 
-@register("bald", needs=("samples",))
+def check_samples(samples: int) -> None:
+    """Refuse a number of draws between which there is nothing to disagree about."""
+    if samples < 2:
+        raise InputError(f"samples is {samples}; expected at least 2 draws of the dropout")
+
+
+@register("bald", needs=("samples",), check=check_samples)
 def bald(view: PoolView, k: int, *, generator: Generator, samples: int = 20) -> Tensor:
     """Highest mutual information of label and weights, by dropout; samples=20.
 
@@ -46,12 +52,6 @@ def informations(view: PoolView, samples: int, generator: Generator) -> Tensor:
     # Where all draws agree the difference is rounding: far below any score worth the name.
     score_N: Tensor = _entropy(mean_NLC) - entropy_N
     return torch.where(score_N > 1e-12, score_N, 0.0)
-
-
-def check_samples(samples: int) -> None:
-    """Refuse a number of draws between which there is nothing to disagree about."""
-    if samples < 2:
-        raise InputError(f"samples is {samples}; expected at least 2 draws of the dropout")
 
 
 def _entropy(prob_NLC: Tensor) -> Tensor:

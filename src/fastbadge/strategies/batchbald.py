@@ -19,7 +19,13 @@ _MOST_PREDICTIONS = 1 << 28
 _TILE_ENTRIES = 1 << 22
 
 
-@register("batchbald", needs=("samples",))
+def _check(samples: int, configurations: int) -> None:
+    check_samples(samples)
+    if configurations < 1:
+        raise InputError(f"batchbald: configurations is {configurations}; expected at least 1")
+
+
+@register("batchbald", needs=("samples",), check=_check)
 def batchbald(
     view: PoolView,
     k: int,
@@ -42,9 +48,7 @@ def batchbald(
     Ties go to the lowest position; a duplicate of a pick tells less than the pick did. Rows that
     no longer add anything (all of them with one class) are drawn uniformly; k = N gives every row.
     """
-    check_samples(samples)
-    if configurations < 1:
-        raise InputError(f"batchbald: configurations is {configurations}; expected at least 1")
+    _check(samples, configurations)
     prob_SNC = _predictions(view, samples, generator)
     C = prob_SNC.shape[2]
     own_N = torch.special.entr(prob_SNC).sum(dim=2).mean(dim=0)

@@ -79,7 +79,12 @@ def _by_typicality(point_ND: Tensor, rows: NDArray[np.int64]) -> list[int]:
     return order
 
 
-@register("cluster_margin", needs=("probabilities", "features"))
+def _check(multiple: int) -> None:
+    if multiple < 1:
+        raise InputError(f"cluster_margin: multiple is {multiple}; expected at least 1")
+
+
+@register("cluster_margin", needs=("probabilities", "features"), check=_check)
 def cluster_margin(view: PoolView, k: int, *, generator: Generator, multiple: int = 10) -> Tensor:
     """Small margins, spread over clusters: smallest cluster first, in turn; multiple=10.
 
@@ -95,8 +100,7 @@ def cluster_margin(view: PoolView, k: int, *, generator: Generator, multiple: in
     every row (of a pool of at most 20,000), classes do not matter otherwise.
     """
     assert view.features is not None
-    if multiple < 1:
-        raise InputError(f"cluster_margin: multiple is {multiple}; expected at least 1")
+    _check(multiple)
     M = min(multiple * k, view.size)
     if M > _MOST_LINKED:
         raise InputError(

@@ -32,7 +32,15 @@ _CANDIDATES_AT_ONCE = 1024
 _PURITY_SAMPLE = 1000
 
 
-@register("probcover", needs=("probabilities", "features", "labeled"))
+def _check_ball(delta: float, purity: float) -> None:
+    if not delta >= 0 or not 0 < purity < 1:
+        raise InputError(
+            f"probcover: delta is {delta} and purity {purity}; expected delta at least 0 and "
+            "purity within 0 to 1"
+        )
+
+
+@register("probcover", needs=("probabilities", "features", "labeled"), check=_check_ball)
 def probcover(
     view: PoolView,
     k: int,
@@ -55,11 +63,7 @@ def probcover(
     (always so for k = N), the rest is drawn uniformly. Identical features are one ball.
     """
     assert view.probabilities is not None
-    if delta < 0 or not 0 < purity < 1:
-        raise InputError(
-            f"probcover: delta is {delta} and purity {purity}; expected delta at least 0 and "
-            "purity within 0 to 1"
-        )
+    _check_ball(delta, purity)
     point_ND = _points(view)
     if not delta:
         num_classes = max(2, view.probabilities(slice(0, 1)).shape[1])
@@ -71,7 +75,12 @@ def probcover(
     return _greedy_cover(view, point_ND, within, point_ND.new_ones(view.size), k, generator)
 
 
-@register("uncertainty_herding", needs=("probabilities", "features", "labeled"))
+def _check_sigma(sigma: float) -> None:
+    if not sigma >= 0:
+        raise InputError(f"uncertainty_herding: sigma is {sigma}; expected at least 0")
+
+
+@register("uncertainty_herding", needs=("probabilities", "features", "labeled"), check=_check_sigma)
 def uncertainty_herding(
     view: PoolView, k: int, *, generator: Generator, sigma: float = 0.0
 ) -> Tensor:
@@ -90,8 +99,7 @@ def uncertainty_herding(
     Ties go to the lowest position; a duplicate of a pick gains nothing. Once nothing is left to
     gain, as for one class, where every margin is 1, the rest is drawn uniformly.
     """
-    if sigma < 0:
-        raise InputError(f"uncertainty_herding: sigma is {sigma}; expected at least 0")
+    _check_sigma(sigma)
     point_ND = _points(view)
     if not sigma:
         sigma = _smallest_distance(_labeled_points(view, point_ND)) or 1.0

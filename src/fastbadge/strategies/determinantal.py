@@ -98,7 +98,12 @@ def _from_span(span_NK: Tensor, generator: Generator) -> list[int]:
     return picks
 
 
-@register("vessal", needs=("gradients",))
+def _check(regularization: float) -> None:
+    if not regularization > 0:
+        raise InputError(f"vessal: regularization is {regularization}; expected a positive number")
+
+
+@register("vessal", needs=("gradients",), check=_check)
 def vessal(view: PoolView, k: int, *, generator: Generator, regularization: float = 0.01) -> Tensor:
     """Large volume in one pass: each example is taken or left as it comes; regularization=0.01.
 
@@ -116,8 +121,7 @@ def vessal(view: PoolView, k: int, *, generator: Generator, regularization: floa
     assert view.embedding is not None
     pool = view.embedding
     check_columns("vessal", pool)
-    if not regularization > 0:
-        raise InputError(f"vessal: regularization is {regularization}; expected a positive number")
+    _check(regularization)
     N, columns = view.size, pool.num_classes * pool.num_features
     uniform_N = torch.rand(N, dtype=torch.float64, generator=generator).numpy()
     inverse = torch.eye(columns, dtype=torch.float64, device=pool.device) / regularization

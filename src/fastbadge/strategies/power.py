@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastbadge.errors import InputError
-from fastbadge.strategies.bald import informations
+from fastbadge.strategies.bald import check_samples, informations
 from fastbadge.strategies.registry import PoolView, register
 from fastbadge.strategies.uncertainty import sureness
 
@@ -14,7 +14,17 @@ from fastbadge.strategies.uncertainty import sureness
 _LEAST_SCORE = 1e-300
 
 
-@register("power_margin", needs=("probabilities",))
+def _check_beta(beta: float) -> None:
+    if not 0 < beta < float("inf"):
+        raise InputError(f"beta is {beta}; expected a positive number")
+
+
+def _check(samples: int, beta: float) -> None:
+    check_samples(samples)
+    _check_beta(beta)
+
+
+@register("power_margin", needs=("probabilities",), check=_check_beta)
 def power_margin(view: PoolView, k: int, *, generator: Generator, beta: float = 1.0) -> Tensor:
     """Drawn in proportion to 1 - margin, so a batch does not crowd one place; beta=1.
 
@@ -27,7 +37,7 @@ def power_margin(view: PoolView, k: int, *, generator: Generator, beta: float = 
     return _gumbel_top_k(1 - sureness(view, "margin"), k, beta, generator)
 
 
-@register("power_bald", needs=("samples",))
+@register("power_bald", needs=("samples",), check=_check)
 def power_bald(
     view: PoolView, k: int, *, generator: Generator, samples: int = 20, beta: float = 1.0
 ) -> Tensor:
@@ -44,8 +54,7 @@ def power_bald(
 
 def _gumbel_top_k(score_N: Tensor, k: int, beta: float, generator: Generator) -> Tensor:
     """K rows drawn one after the other in proportion to score^beta (Kool et al., ICML 2019)."""
-    if not 0 < beta < float("inf"):
-        raise InputError(f"beta is {beta}; expected a positive number")
+    _check_beta(beta)
     uniform_N = torch.rand(len(score_N), dtype=torch.float64, generator=generator)
     gumbel_N = -torch.log(-torch.log(uniform_N.clamp_(1e-300, 1 - 2.0**-53)))
     key_N = beta * score_N.cpu().clamp_min(_LEAST_SCORE).log() + gumbel_N

@@ -82,13 +82,35 @@ class Registered:
     needs: frozenset[Need]
     summary: str
     sharded: bool = False
+    check: Callable[..., None] | None = None
+
+    def check_options(self, k: int) -> None:
+        """Refuse options that no k examples could be chosen by, before anything is computed.
+
+        Raises:
+            InputError: as the strategy itself would.
+
+        >>> get_strategy("badge_subset:candidates=9").check_options(20)
+        Traceback (most recent call last):
+            ...
+        fastbadge.errors.InputError: k is 20 but candidates is 9; expected at least k
+        """
+        if self.check is None:
+            return
+        parameters = inspect.signature(self.fn).parameters.values()
+        values = {parameter.name: parameter.default for parameter in parameters} | {"k": k}
+        self.check(**{name: values[name] for name in inspect.signature(self.check).parameters})
 
 
 _TABLE: dict[str, Registered] = {}
 
 
 def register(
-    name: str, *, needs: Iterable[Need] = (), sharded: bool = False
+    name: str,
+    *,
+    needs: Iterable[Need] = (),
+    sharded: bool = False,
+    check: Callable[..., None] | None = None,
 ) -> Callable[[Strategy], Strategy]:
     """Decorator that adds `fn(view, k, *, generator) -> LongTensor[k]` to the strategies.
 
@@ -102,6 +124,8 @@ def register(
             computed; "labeled" to have them of the labelled examples too; "memory" of queries.
         sharded: whether it can choose from a view with a `shard`, together with other processes.
             One that needs nothing always can.
+        check: refuses options with an InputError; takes those it looks at by name, and `k` if
+            they depend on it. An experiment asks it before it begins; the function itself must.
 
     Raises:
         InputError: an unknown need, or a name another function has taken.
@@ -130,7 +154,7 @@ def register(
         ):
             raise InputError(f"strategy {name!r} is taken by {taken.fn.__module__}; choose another")
         summary = (fn.__doc__ or "").strip().partition("\n")[0]
-        _TABLE[name] = Registered(name, fn, wanted, summary, sharded or not wanted)
+        _TABLE[name] = Registered(name, fn, wanted, summary, sharded or not wanted, check)
         return fn
 
     return add

@@ -14,7 +14,12 @@ from fastbadge.strategies.registry import PoolView, register
 from fastbadge.strategies.uncertainty import Measure, least_sure
 
 
-@register("badge_subset", needs=("gradients",))
+def _check_candidates(k: int, candidates: int) -> None:
+    if k > candidates:
+        raise InputError(f"k is {k} but candidates is {candidates}; expected at least k")
+
+
+@register("badge_subset", needs=("gradients",), check=_check_candidates)
 def badge_subset(view: PoolView, k: int, *, generator: Generator, candidates: int = 5000) -> Tensor:
     """BADGE on a uniform random subset of the pool; candidates=5000."""
     _check_candidates(k, candidates)
@@ -24,7 +29,7 @@ def badge_subset(view: PoolView, k: int, *, generator: Generator, candidates: in
     return _badge_among(row_M, view, k, generator)
 
 
-@register("badge_proxy", needs=("probabilities", "gradients"))
+@register("badge_proxy", needs=("probabilities", "gradients"), check=_check_candidates)
 def badge_proxy(
     view: PoolView,
     k: int,
@@ -45,8 +50,3 @@ def _badge_among(row_M: Tensor, view: PoolView, k: int, generator: Generator) ->
     subset = SubsetPool(view.embedding, row_M)
     picks_K = kmeans_pp(subset, k, generator=generator, progress=view.progress)
     return row_M.cpu()[picks_K]
-
-
-def _check_candidates(k: int, candidates: int) -> None:
-    if k > candidates:
-        raise InputError(f"k is {k} but candidates is {candidates}; expected at least k")
