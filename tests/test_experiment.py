@@ -152,6 +152,25 @@ def test_a_record_with_a_gap_is_refused(tmp_path):
         run_experiment(SMALL, tmp_path, jobs=1)
 
 
+@pytest.mark.parametrize("picks", ["[1297, 0, 1, 2, 3, 4, 5]", "[0, 1, 2]", "[]"])
+def test_picks_that_no_query_gave_are_refused(tmp_path, picks):
+    run_experiment(replace(SMALL, trials=1, rounds=1), tmp_path, jobs=1)
+    with closing(sqlite3.connect(tmp_path / "run.sqlite")) as connection, connection:
+        connection.execute("UPDATE round SET picks = ? WHERE round = 0", (picks,))
+    with pytest.raises(RunError, match=r"has picks of badge, trial 0, that no query gave"):
+        run_experiment(replace(SMALL, trials=2, rounds=1), tmp_path, jobs=1)
+
+
+def test_a_finished_run_is_read_where_nothing_can_be_written(small_run, tmp_path, monkeypatch):
+    run_experiment(SMALL, tmp_path, jobs=1)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(experiment, "open_run", lambda *_: pytest.fail("opened to write"))
+    seen = []
+    run = run_experiment(SMALL, tmp_path, jobs=1, on_round=seen.append)
+    assert numbers(run.rows) == numbers(small_run.rows) and seen == run.rows
+    assert [path.name for path in tmp_path.iterdir()] == ["run.sqlite"]
+
+
 def test_compiled_arithmetic_is_loaded_before_queries_are_timed(monkeypatch, tmp_path):
     told = []
     monkeypatch.setattr(experiment, "load_arithmetic", told.append)

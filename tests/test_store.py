@@ -1,8 +1,10 @@
 import os
+import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -150,6 +152,10 @@ def change(directory, statement):
         ("UPDATE run SET config = '{\"tirals\": 3}'", "no readable configuration"),
         ("UPDATE run SET config = '{\"trials\": 0}'", "no readable configuration: trials is 0"),
         ("UPDATE run SET config = '['", "no readable configuration"),
+        ("UPDATE run SET config = '[]'", "no readable configuration: it is '\\[\\]'; expected a"),
+        ("UPDATE run SET config = '{\"trials\": 2.5}'", "trials is 2.5; expected a whole number"),
+        ('UPDATE run SET config = \'{"strategies": "a"}\'', "expected a list"),
+        ("DELETE FROM run", "no readable configuration"),
         ("DROP TABLE run", "cannot be used: no such table"),
     ],
 )
@@ -159,6 +165,30 @@ def test_a_record_that_cannot_be_read_is_refused(tmp_path, statement, expected, 
     with pytest.raises(RunError, match=expected) as caught:
         call(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("UPDATE round SET picks = '[1, 2'", "cannot be read: Expecting ',' delimiter"),
+        ("UPDATE round SET picks = '7'", "cannot be read: 'int' object is not iterable"),
+        ("UPDATE round SET picks = '[-1]'", "picks of round 0 are '\\[-1\\]', no JSON list of"),
+        ("UPDATE round SET picks = '{\"a\": 1}'", "no JSON list of positions"),
+        ("UPDATE round SET memory = '{'", "cannot be read: Expecting property name"),
+        ("UPDATE round SET memory = '[]'", "memory is '\\[\\]', no JSON object"),
+        ("UPDATE round SET strategy = 'margin'", "margin, trial 0, round 0 is not of the run"),
+        ("UPDATE round SET trial = 2", "random, trial 2, round 0 is not of the run"),
+        ("UPDATE round SET round = 2", "random, trial 0, round 2 is not of the run"),
+        ("UPDATE environment SET facts = '1'", "environment is '1', no JSON object"),
+        ("UPDATE environment SET facts = ''", "cannot be read: Expecting value"),
+    ],
+)
+def test_rows_that_were_changed_by_hand_are_told_in_one_line(tmp_path, statement, expected):
+    record_round(tmp_path, row(), open_it(tmp_path))
+    change(tmp_path, statement)
+    with pytest.raises(RunError, match=expected) as caught:
+        read_run(tmp_path)
+    assert "\n" not in str(caught.value) and "changed by hand" in str(caught.value)
 
 
 @pytest.mark.parametrize("call", [lambda out: open_it(out), read_run])
@@ -195,6 +225,21 @@ def test_a_record_on_a_medium_that_cannot_be_written_is_read(tmp_path, monkeypat
         writer.execute("UPDATE round SET trial = 1")
         writer.commit()
         assert read_run(tmp_path).rows == [row(trial=1)]
+
+
+def test_what_a_kill_left_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    killed, archive = tmp_path / "killed", tmp_path / "archive"
+    record_round(killed, row(), open_it(killed))
+    archive.mkdir()
+    with closing(sqlite3.connect(killed / "run.sqlite")) as writer:
+        writer.execute("UPDATE round SET trial = 1")
+        writer.commit()
+        for suffix in ("", "-wal"):  # as they are now, and not what lies in memory
+            shutil.copy(killed / f"run.sqlite{suffix}", archive)
+    monkeypatch.setattr(os, "access", lambda path, mode: tmp_path not in Path(path).parents)
+    before = {path.name: path.read_bytes() for path in archive.iterdir()}
+    assert read_run(archive).rows == [row(trial=1)]
+    assert {path.name: path.read_bytes() for path in archive.iterdir()} == before
 
 
 def test_a_record_that_has_gone_is_not_made_again(tmp_path):

@@ -173,10 +173,12 @@ def run(
     chosen = config_for(**((read_toml(config) if config else {}) | given))
     directory = out or _default_directory(chosen)
     finished = _run(chosen, directory, data_dir=data_dir, jobs=jobs, dask=dask, loggers=loggers)
-    _show_run(finished, directory)
+    kept = os.access(directory, os.W_OK)  # else it was finished before, and is shown again
+    _show_run(finished, directory if kept else None)
     for line in deviations(chosen):
         print(f"Differs from what was published: {line}")
-    write_whole(directory / FILE_NAME, as_toml(chosen))
+    if kept:
+        write_whole(directory / FILE_NAME, as_toml(chosen))
     print(f"Run: {directory}; its rows: fastbadge export {directory} --csv FILE")
 
 
@@ -508,7 +510,7 @@ def _default_directory(config: Config) -> Path:
     return Path("runs", re.sub(r"[^\w.+-]", "_", "-".join(parts)))
 
 
-def _show_run(run: Run, pictures: Path, formats: Sequence[str] = ("png", "svg")) -> None:
+def _show_run(run: Run, pictures: Path | None, formats: Sequence[str] = ("png", "svg")) -> None:
     from fastbadge.lab.plots import write_plots
     from fastbadge.lab.summary import heading, savings_sentence, summary_table
 
@@ -516,6 +518,9 @@ def _show_run(run: Run, pictures: Path, formats: Sequence[str] = ("png", "svg"))
     _console().print(summary_table(run))
     if sentence := savings_sentence(run):
         print(sentence)
+    if pictures is None:
+        print("Pictures: none, the run cannot be written to; fastbadge plot RUN --out DIR")
+        return
     with _pictures_to(pictures):
         written = write_plots(run.rows, pictures, title=run.config.dataset, formats=formats)
     print(_pictures(written))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbadge.errors import InputError
-from fastbadge.lab.protocol import Config, deviations, nearest
+from fastbadge.lab.protocol import Config, deviations, nearest, typed_like
 
 FILE_NAME = "config.toml"
 
@@ -43,7 +43,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         if name not in defaults:
             raise InputError(f"{path} has {name!r}, no setting; {nearest(name, defaults)}")
     return {
-        name: _typed(value, defaults[name], f"{path}: {name}") for name, value in content.items()
+        name: typed_like(value, defaults[name], f"{path}: {name}")
+        for name, value in content.items()
     }
 
 
@@ -54,15 +55,3 @@ def _written(value: object) -> str:
         # A JSON string is a TOML string, but for this one character.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value)
-
-
-def _typed(value: Any, like: Any, name: str) -> Any:
-    """The value, if it is of the type of another."""
-    if isinstance(like, tuple) and isinstance(value, list):
-        return tuple(_typed(item, like[0], name) for item in value)
-    if isinstance(like, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(like):
-        kinds = {int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
-        raise InputError(f"{name} is {value!r}; expected {kinds[type(like)]}")
-    return value

@@ -114,6 +114,10 @@ def run_experiment(
     try:
         dataset = _load(config, data_dir, _split_seed(config, trial=0))
         check_pool_size(config, len(dataset.y_pool_N))
+        if finished := _finished(recorded_as, out, dataset.digest):
+            for row in finished.rows:
+                on_round(row)
+            return finished
         _check_model(config, dataset)
         with only_writer(out):
             open_run(out, recorded_as, data_digest=dataset.digest)
@@ -121,7 +125,7 @@ def run_experiment(
             for row in recorded.rows:
                 on_round(row)
             if not recorded.finished:
-                waiting = _unfinished(config, out, recorded.rows)
+                waiting = _unfinished(config, out, recorded.rows, len(dataset.y_pool_N))
                 with _workers(config, jobs, dask, len(waiting)) as workers:
                     source_for = partial(_source, config, data_dir, workers.place, dataset.digest)
                     del dataset
@@ -130,6 +134,16 @@ def run_experiment(
     finally:
         _load.cache_clear()
         _source.cache_clear()
+
+
+def _finished(config: Config, out: Path, data_digest: str) -> Run | None:
+    """The record, if nothing is left to do: then it may lie where nobody can write."""
+    try:
+        found = read_run(out)
+    except RunError:  # none; or `open_run` has more to say
+        return None
+    same = found.config == config and found.data_digest == data_digest
+    return found if same and found.finished else None
 
 
 def _check_model(config: Config, dataset: Dataset) -> None:
@@ -291,7 +305,9 @@ def _initial_labels(config: Config, trial: int, pool_size: int) -> Tensor:
     return torch.randperm(pool_size, generator=generator)[: config.initial_labels]
 
 
-def _unfinished(config: Config, out: Path, recorded: list[RoundRow]) -> deque[_Cohort]:
+def _unfinished(
+    config: Config, out: Path, recorded: list[RoundRow], pool_size: int
+) -> deque[_Cohort]:
     """What is left to do; trial by trial, so that the data of one are wanted at one time."""
     cohorts: dict[tuple[int, str, int], _Cohort] = {}
     for trial in range(config.trials):
@@ -301,6 +317,14 @@ def _unfinished(config: Config, out: Path, recorded: list[RoundRow]) -> deque[_C
                 raise RunError(
                     f"{out} lacks a round of {strategy}, trial {trial}, before others that are "
                     "there; it was changed by hand: run into another directory"
+                )
+            asked = [pick for row in rows for pick in row.picks]
+            if len(asked) != config.query_size * len(rows[: config.rounds]) or not all(
+                pick < pool_size for pick in asked
+            ):
+                raise RunError(
+                    f"{out} has picks of {strategy}, trial {trial}, that no query gave; it was "
+                    "changed by hand: run into another directory"
                 )
             if len(rows) < config.points:
                 key = (-1 if _trains_together(config) else trial, strategy, len(rows))

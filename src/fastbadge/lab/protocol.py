@@ -131,12 +131,18 @@ class Config:
     def from_json(cls, text: str) -> Config:
         """The inverse of `to_json`; what an older version did not know has its default.
 
+        Raises:
+            ValueError, TypeError: text that `to_json` does not give.
+
         >>> Config.from_json(Config(seed=3).to_json()) == Config(seed=3)
         True
         """
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise InputError(f"it is {text!r}; expected a JSON object")
         values.setdefault("protocol", _usual_protocol(values.get("dataset", "digits")))
-        return cls(**_with_tuples(values))
+        likes = asdict(cls())
+        return cls(**{k: typed_like(v, likes.get(k, v), k) for k, v in values.items()})
 
 
 # Ash et al. 2020: what differs from MNIST.
@@ -356,6 +362,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def as_text(value: object) -> str:
     """A setting as a person writes it: a tuple is comma-separated."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def typed_like(value: Any, like: Any, name: str) -> Any:
+    """The value, if it is of the type of another; a whole number may stand for any number.
+
+    Raises:
+        InputError: it is not.
+
+    >>> typed_like([32], (128, 64), "hidden"), typed_like(1, 1e-3, "learning_rate")
+    ((32,), 1.0)
+    """
+    if isinstance(like, tuple) and isinstance(value, list):
+        return tuple(typed_like(item, like[0], name) for item in value)
+    if isinstance(like, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(like):
+        kinds = {int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
+        raise InputError(f"{name} is {value!r}; expected {kinds[type(like)]}")
+    return value
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fastbadge.errors import InputError, RunError
 from fastbadge.lab.lock import held
@@ -124,14 +127,21 @@ def read_run(directory: Path) -> Run:
         # One transaction, so that configuration and rows belong together.
         connection.execute("BEGIN")
         config = _read_config(connection, path)
-        (data_digest,) = connection.execute("SELECT data_digest FROM run").fetchone()
+        data_digest = _read_digest(connection, path)
         environment = connection.execute(
             "SELECT facts FROM environment ORDER BY id DESC LIMIT 1"
         ).fetchone()
-        rows = _rows(connection)
+        found = connection.execute(f"SELECT {_FIELDS} FROM round ORDER BY id").fetchall()
+    try:
+        facts = _facts(environment[0]) if environment else {}
+        rows = [_row(values, config) for values in found]
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read: {error}; it was changed by hand: run into another directory"
+        ) from error
     order = {strategy: i for i, strategy in enumerate(config.strategies)}
     rows.sort(key=lambda row: (order[row.strategy], row.trial, row.round))
-    return Run(config, json.loads(environment[0]) if environment else {}, rows, data_digest)
+    return Run(config, facts, rows, data_digest)
 
 
 @contextmanager
@@ -226,10 +236,14 @@ def _connection(path: Path, *, create: bool = False) -> Iterator[sqlite3.Connect
         mode = "mode=rwc"
     elif os.access(path.parent, os.W_OK):
         mode = "mode=rw"  # readers too: the last to close a WAL file tidies up beside it
-    elif path.with_name(path.name + "-wal").exists():
+    elif not _beside(path, "-wal").exists():
+        mode = "immutable=1"  # else SQLite would need to write beside a WAL file even to read it
+    elif _beside(path, "-shm").exists():
         mode = "mode=ro"
     else:
-        mode = "immutable=1"  # else SQLite would need to write beside a WAL file even to read it
+        with _copy(path) as copied, _connection(copied) as connection:
+            yield connection
+        return
     uri = f"{path.absolute().as_uri()}?{mode}"
     try:
         # Autocommit; transactions are begun in so many words.
@@ -238,6 +252,20 @@ def _connection(path: Path, *, create: bool = False) -> Iterator[sqlite3.Connect
             yield connection
     except sqlite3.Error as error:
         raise RunError(f"{path} cannot be used: {error}; pass another run directory") from error
+
+
+@contextmanager
+def _copy(path: Path) -> Iterator[Path]:
+    """A record that a kill left in two files, on a medium where SQLite cannot join them."""
+    with tempfile.TemporaryDirectory(prefix="fastbadge-") as directory:
+        copied = Path(directory) / path.name
+        for suffix in ("", "-wal"):
+            shutil.copyfile(_beside(path, suffix), _beside(copied, suffix))
+        yield copied
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
 
 
 @contextmanager
@@ -280,8 +308,7 @@ def _create(connection: sqlite3.Connection, config: Config, data_digest: str) ->
 def _take_up(connection: sqlite3.Connection, path: Path, config: Config, data_digest: str) -> None:
     recorded = _read_config(connection, path)
     _check_same(recorded, config, path.parent)
-    (recorded_digest,) = connection.execute("SELECT data_digest FROM run").fetchone()
-    if recorded_digest != data_digest:
+    if _read_digest(connection, path) != data_digest:
         raise RunError(
             f"{path.parent} holds a run on other data: the values of {config.dataset} have "
             "changed since; pass another --out"
@@ -316,11 +343,29 @@ def _read_config(connection: sqlite3.Connection, path: Path) -> Config:
         raise RunError(f"{path} holds no readable configuration: {error}") from error
 
 
-def _rows(connection: sqlite3.Connection) -> list[RoundRow]:
-    found = connection.execute(f"SELECT {_FIELDS} FROM round ORDER BY id")
-    return [
-        RoundRow(*[*values, tuple(json.loads(picks)), memory]) for *values, picks, memory in found
-    ]
+def _read_digest(connection: sqlite3.Connection, path: Path) -> str:
+    (data_digest,) = connection.execute("SELECT data_digest FROM run").fetchone()
+    return str(data_digest)
+
+
+def _facts(text: str) -> dict[str, str]:
+    facts = json.loads(text)
+    if not isinstance(facts, dict):
+        raise ValueError(f"environment is {text!r}, no JSON object")
+    return facts
+
+
+def _row(values: tuple[Any, ...], config: Config) -> RoundRow:
+    *numbers, picks, memory = values
+    row = RoundRow(*[*numbers, tuple(json.loads(picks)), memory])
+    of_config = row.strategy in config.strategies and row.trial in range(config.trials)
+    if not of_config or row.round not in range(config.points):
+        raise ValueError(f"{row.strategy}, trial {row.trial}, round {row.round} is not of the run")
+    if not all(type(pick) is int and pick >= 0 for pick in row.picks):
+        raise ValueError(f"picks of round {row.round} are {picks!r}, no JSON list of positions")
+    if not isinstance(json.loads(memory), dict):
+        raise ValueError(f"memory is {memory!r}, no JSON object")
+    return row
 
 
 def _now() -> str:
