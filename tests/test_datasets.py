@@ -369,6 +369,44 @@ def test_the_first_row_that_is_not_finite_is_named(tmp_path, own):
         load_dataset(save(tmp_path, own))
 
 
+def test_the_order_of_bytes_changes_nothing(tmp_path, own):
+    native = load_dataset(save(tmp_path, own))
+    swapped = {k: x.astype(x.dtype.newbyteorder("S")) for k, x in own.items()}
+    foreign = load_dataset(save(tmp_path, swapped))
+    assert foreign.digest == native.digest
+    for name in ("x_pool_NF", "y_pool_N", "x_test_MF", "y_test_M"):
+        assert getattr(foreign, name).equal(getattr(native, name))
+
+
+@pytest.mark.parametrize(("part", "value"), [("train", 1e300), ("test", -1e300), ("test", 1e39)])
+def test_numbers_beyond_float32_are_refused(tmp_path, own, part, value):
+    own[f"x_{part}"][3, 1, 1] = value
+    expected = rf"x_{part} has {abs(value):.3g} in row 3, beyond float32 \(at most 3\.4e\+38\)"
+    with pytest.raises(DataError, match=expected.replace("e+", r"e\+")):
+        load_dataset(save(tmp_path, own))
+
+
+def test_what_standardising_makes_too_large_is_refused(tmp_path, own):
+    own["x_train"][:, 0, 0] *= 1e-20
+    own["x_test"][5, 0, 0] = 1e30
+    with pytest.raises(DataError, match=r"x_test has .*e\+\d+ in row 5, beyond float32"):
+        load_dataset(save(tmp_path, own))
+
+
+def test_numbers_too_small_to_have_squares_are_centred(tmp_path, own):
+    own["x_train"][:, 0, 0] *= 1e-200
+    own["x_test"][:, 0, 0] *= 1e-200
+    dataset = load_dataset(save(tmp_path, own))
+    assert not dataset.x_pool_NF[:, 0].any() and not dataset.x_test_MF[:, 0].any()
+
+
+def test_a_table_s_number_beyond_float32_is_refused(tmp_path):
+    lines = [f"{i},{'ab'[i % 2]}" for i in range(20)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,class", *lines, "-1e200,a", ",b"]))
+    with pytest.raises(DataError, match=r"t\.csv has 1e\+200 in row 20, beyond float32"):
+        load_dataset(f"csv:{tmp_path / 't.csv'}")
+
+
 class Bomb:
     def __reduce__(self):
         return (pytest.fail, ("a file of the user's was executed",))

@@ -201,3 +201,15 @@ def test_images_are_trained_on_as_rows():
     assert epochs < 10
     assert int(model[2].num_batches_tracked) == 13 * epochs  # the last batch is of one
     assert evaluate(model, x.reshape(121, -1), y)[0] > 0.9
+
+
+def test_a_loss_beyond_float32_is_told_and_the_run_goes_on():
+    logit_MC = torch.tensor([[3e38, -3e38], [3e38, -3e38]])
+    accuracy, loss = evaluate(nn.Identity(), logit_MC, torch.tensor([0, 1]))
+    assert (accuracy, loss) == (0.5, pytest.approx(3e38))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_have_no_loss(bad):
+    with pytest.raises(RunError, match="outputs on the test set are not finite; lower learning"):
+        evaluate(nn.Identity(), torch.tensor([[0.0, bad]]), torch.tensor([0]))

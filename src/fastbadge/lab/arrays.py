@@ -73,6 +73,25 @@ C - 1, each with an example
         )
 
 
+def check_range(x: Array, name: str) -> None:
+    """Refuse numbers that float32, in which models compute, has no place for; NaN passes.
+
+    Raises:
+        DataError: with the first row that has one.
+    """
+    if x.dtype.kind != "f":
+        return
+    most = np.finfo(np.float32).max
+    # Not abs, which is a copy of the whole.
+    if max(np.fmax.reduce(x, axis=None), -np.fmin.reduce(x, axis=None)) > most:
+        x_NF = x.reshape(len(x), -1)
+        row = int((np.abs(x_NF) > most).any(axis=1).argmax())
+        value = np.fmax.reduce(np.abs(x_NF[row]))
+        raise DataError(
+            f"{name} has {value:.3g} in row {row}, beyond float32 (at most {most:.1e}); rescale it"
+        )
+
+
 def digest_of(arrays: Arrays) -> str:
     """SHA-256 over the shapes, types and values of the four arrays."""
     digest = hashlib.sha256()
@@ -90,6 +109,7 @@ def _check_values(x: Array, name: str) -> None:
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         row = int(np.isfinite(x.reshape(len(x), -1)).all(axis=1).argmin())
         raise DataError(f"{name} has NaN or inf in row {row}; every value must be finite")
+    check_range(x, name)
 
 
 def _check_labels(y: Array, name: str) -> None:

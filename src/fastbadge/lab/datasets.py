@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastbadge.errors import DataError, InputError
-from fastbadge.lab.arrays import Array, Arrays, check_arrays, digest_of
+from fastbadge.lab.arrays import Array, Arrays, check_arrays, check_range, digest_of
 from fastbadge.lab.cifar10 import read_cifar10
 from fastbadge.lab.imagefolder import folder_and_size, is_divided, read_images
 from fastbadge.lab.mnist import read_mnist
@@ -121,6 +121,7 @@ def _read_npz(argument: str, _: Path | None, __: int) -> _Raw:
 def _table(read: Callable[[str], Table], test_share: float) -> _Read:
     def read_table(argument: str, _: Path | None, split_seed: int) -> _Raw:
         table = read(argument)
+        check_range(table.x_NF, argument)
         test_size = max(1, round(test_share * len(table.y_N)))
         arrays = _divided(table.x_NF, table.y_N, test_size, split_seed, argument)
         return _Raw(arrays, table.x_NF.shape[1:], numeric_F=table.numeric_F)
@@ -368,7 +369,8 @@ def _standardised(
     std_F = np.sqrt(((pool_NF - mean_F) ** 2).sum(axis=0, where=known_NF) / count_F)
     # Not std == 0: the mean of many 0.1 is not 0.1, and its error would be blown up to 1.
     low_F = pool_NF.min(axis=0, where=known_NF, initial=np.inf)
-    std_F[pool_NF.max(axis=0, where=known_NF, initial=-np.inf) <= low_F] = 1.0
+    high_F = pool_NF.max(axis=0, where=known_NF, initial=-np.inf)
+    std_F[(high_F <= low_F) | (std_F == 0)] = 1.0  # 0 too where the tiniest numbers' squares vanish
     mean_F[~numeric_F], std_F[~numeric_F] = 0.0, 1.0
     for x_XF in (pool_NF, test_MF):
         x_XF -= mean_F

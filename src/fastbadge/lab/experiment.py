@@ -197,7 +197,13 @@ def _run_rounds(
 def _work(config: Config, cohort: _Cohort) -> list[RoundRow]:
     with _ALONE:
         torch.set_num_threads(config.threads)
-        return _run_round(config, cohort)
+        try:
+            return _run_round(config, cohort)
+        except RunError as error:
+            trials = ", ".join(map(str, cohort.rows_of))
+            raise RunError(
+                f"{cohort.strategy}, trial {trials}, round {cohort.round}: {error}"
+            ) from error
 
 
 def _run_round(config: Config, cohort: _Cohort) -> list[RoundRow]:

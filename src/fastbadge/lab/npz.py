@@ -41,4 +41,6 @@ def _arrays_in(content: object, path: Path) -> Arrays:
             f"{path} has {', '.join(content.files) or 'no arrays'} but no {', '.join(missing)}; "
             f"expected {', '.join(KEYS)}"
         )
-    return Arrays(*(content[key] for key in KEYS))
+    arrays = (content[key] for key in KEYS)
+    # torch takes no other order of bytes than the machine's, and a digest is of values.
+    return Arrays(*(x.astype(x.dtype.newbyteorder("="), copy=False) for x in arrays))

@@ -84,10 +84,21 @@ def check_converging(logits: Tensor, epoch: int, config: Config) -> None:
 def evaluate(model: nn.Module, x_MF: Tensor, y_M: Tensor) -> tuple[float, float]:
     """Accuracy (0 to 1) and mean cross-entropy (nats) on a test set.
 
+    In float64, which holds the cross-entropy of any logits that float32 holds.
+
+    Raises:
+        RunError: logits that are not finite. No number would tell anything of such a model, nor
+            could the next query be made with it.
+
     >>> evaluate(nn.Identity(), torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
-    (0.5, 1.1269280910491943)
+    (0.5, 1.1269280110429727)
     """
     model.eval()
     logit_MC = torch.cat([model(x_BF) for x_BF in torch.split(x_MF, _EVALUATION_BATCH)])
+    if not bool(logit_MC.isfinite().all()):
+        raise RunError(
+            "the model's outputs on the test set are not finite; lower learning_rate, or look for "
+            "extreme values in the test set"
+        )
     accuracy = (logit_MC.argmax(dim=1) == y_M).double().mean()
-    return float(accuracy), float(functional.cross_entropy(logit_MC, y_M))
+    return float(accuracy), float(functional.cross_entropy(logit_MC.double(), y_M))
