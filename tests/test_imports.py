@@ -1,8 +1,10 @@
 """The one-way road of DESIGN 1, and an import that stays light."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,34 @@ def test_arrows_never_run_back(module):
 @pytest.mark.parametrize("module", sorted(IMPORTS))
 def test_torchvision_is_imported_nowhere(module):
     assert not {name for name in IMPORTS[module] if name.split(".")[0] == "torchvision"}
+
+
+# What is installed under another name than it is imported by.
+DISTRIBUTIONS = {"PIL": "pillow", "mlflow": "mlflow-skinny", "sklearn": "scikit-learn"}
+PROJECT = tomllib.loads((SRC.parents[1] / "pyproject.toml").read_text())["project"]
+PINS = [
+    line
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-docs.txt")
+    for line in (SRC.parents[1] / name).read_text().splitlines()
+    if line and not line.startswith(("#", "-"))
+]
+
+
+def name_of(requirement):
+    return re.match(r"[\w-]+", requirement)[0]
+
+
+@pytest.mark.parametrize("module", sorted(IMPORTS))
+def test_whatever_is_imported_is_declared(module):
+    names = {name.partition(".")[0] for name in IMPORTS[module]} - sys.stdlib_module_names
+    extras = PROJECT["optional-dependencies"].values()
+    declared = {name_of(line) for line in sum(extras, PROJECT["dependencies"])}
+    assert {DISTRIBUTIONS.get(name, name) for name in names} - {"fastbadge"} <= declared
+
+
+def test_every_direct_dependency_is_pinned_exactly():
+    assert not [line for line in PINS if not re.fullmatch(r"[\w-]+==\d+(\.\d+)+", line)]
+    assert {name_of(line) for line in PROJECT["dependencies"]} <= {name_of(line) for line in PINS}
 
 
 def test_the_check_sees_an_import_that_is_not_allowed(tmp_path):
