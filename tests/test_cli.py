@@ -437,9 +437,10 @@ BAD = {
     "no k": ("select --probabilities p.npy --features h.npy", "-k requires an argument"),
     "no features": ("select --probabilities p.npy -k 1", "needs features"),
     "shapes": ("select --probabilities p.npy --features short.npy -k 1", "features has 49"),
-    "pickled": ("select --probabilities pickled.npy --features h.npy -k 1", "not an .npy file"),
+    "pickled": ("select --probabilities pickled.npy --features h.npy -k 1", "Python objects"),
     "text": ("select --probabilities text.npy --features h.npy -k 1", "not an .npy file"),
-    "nothing in it": ("select --probabilities void.npy --features h.npy -k 1", "not an .npy file"),
+    "nothing in it": ("select --probabilities void.npy --features h.npy -k 1", "void.npy is empty"),
+    "cut short": ("select --probabilities p.npy --features cut.npy -k 1", "cut.npy is cut short"),
     "empty pool": ("select --probabilities none_N.npy --features none_N.npy -k 1", "is empty"),
     "npz": ("select --probabilities both.npz --features h.npy -k 1", ".npz archive"),
     "logits": ("select --probabilities logits.npy --features h.npy -k 1", "expected [0, 1]"),
@@ -485,6 +486,7 @@ def test_bad_input_is_one_line_status_2_and_writes_nothing(case, arrays, capsys)
     np.save("nan.npy", nan_NC)
     Path("text.npy").write_text("0.5,0.5\n")
     Path("void.npy").touch()
+    Path("cut.npy").write_bytes(Path("h.npy").read_bytes()[:-8])
     Path("far.txt").write_text("1\n50\n")
     Path("words.txt").write_text("1\ntwo\n")
     Path("huge.txt").write_text("99999999999999999999999\n")

@@ -22,6 +22,37 @@ def test_an_array_is_mapped_and_the_file_stays_as_it_is(tmp_path):
         array[0, 0] = 7
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: b"", "is empty; write an array"),
+        (lambda file: b"0.5,0.5\n", "is not an .npy file; write"),
+        (lambda file: file[:5], "is not an .npy file; write"),
+        (lambda file: file[:7], "is cut short or holds .*8 bytes got 7"),
+        (lambda file: file[:100], "is cut short or holds .*reading array header"),
+        (lambda file: file[:-1], "is cut short or holds .*greater than file size"),
+        (lambda file: file.replace(b"<f8", b"<q8"), "is cut short or holds other things"),
+        (lambda file: file.replace(b"(2, 3)", b"(-2,3)"), "is cut short or holds other things"),
+        (lambda file: file.replace(b"), }", b", }} "), "is cut short or holds other things"),
+        (lambda file: b"PK\x03\x04", "is an .npz archive"),
+    ],
+)
+def test_what_is_no_array_is_refused_for_what_it_is(tmp_path, change, message):
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones((2, 3)))
+    assert change(path.read_bytes()) != path.read_bytes()
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match=message) as caught:
+        read_array(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_objects_are_not_unpickled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(InputError, match=r"holds other things than numbers .*Python objects"):
+        read_array(tmp_path / "a.npy")
+
+
 def test_positions_from_text_as_people_write_it(tmp_path):
     path = tmp_path / "done.csv"
     path.write_text("position\r\n3\r\n\r\n 12 \n0")

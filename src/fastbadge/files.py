@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 from numpy.typing import NDArray
 
 from fastbadge.errors import InputError
@@ -17,20 +18,26 @@ def read_array(path: Path) -> NDArray[Any]:
     """The array of an .npy file, mapped from the disk rather than read.
 
     Raises:
-        InputError: no such file, or one that is not an .npy file of plain numbers.
+        InputError: no such file, or one that is not a whole .npy file of plain numbers.
     """
     _check_readable(path)
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC_PREFIX))
+    if start.startswith(b"PK"):
+        raise InputError(f"{path} is an .npz archive; expected one array as an .npy file")
+    if start != MAGIC_PREFIX:
+        found = "not an .npy file" if start else "empty"
+        raise InputError(f"{path} is {found}; write an array with numpy.save")
     try:
         # Not "c": Linux refuses a private mapping larger than memory.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # whatever numpy and Python's tokenizer make of a mangled header
         raise InputError(
-            f"{path} is not an .npy file of numbers (pickled objects are not read); "
-            "write it with numpy.save"
+            f"{path} is cut short or holds other things than numbers ({error}); "
+            "write it again with numpy.save"
         ) from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise InputError(f"{path} is an .npz archive; expected one array as an .npy file")
     return array
 
 
