@@ -1,5 +1,8 @@
 """Files that users hand over, and files they get."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -95,6 +98,7 @@ def test_a_link_stays_a_link(tmp_path):
 def test_check_new(tmp_path):
     path = tmp_path / "out.csv"
     check_new(path)
+    assert not list(tmp_path.iterdir())
     path.touch()
     with pytest.raises(InputError, match="--force"):
         check_new(path)
@@ -103,3 +107,27 @@ def test_check_new(tmp_path):
         check_new(tmp_path, force=True)
     with pytest.raises(InputError, match="make it first"):
         check_new(tmp_path / "none" / "out.csv")
+
+
+def test_check_new_tries_whether_a_file_can_be_made(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 250)  # fits, but its draft does not
+    with pytest.raises(InputError, match="cannot be written: File name too long; pass another"):
+        check_new(long)
+    with pytest.raises(InputError, match="cannot be written: File name too long"):
+        write_whole(long, "1")
+
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", denied)
+    with pytest.raises(InputError, match=r"out\.csv cannot be written: Permission denied; pass"):
+        check_new(tmp_path / "out.csv")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self", os.F_OK), reason="no directory that takes no file from anyone"
+)
+def test_check_new_refuses_a_directory_that_takes_no_file():
+    with pytest.raises(InputError, match=r"picks\.csv cannot be written: .*; pass another name"):
+        check_new(Path("/proc/self/picks.csv"))

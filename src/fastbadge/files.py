@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,10 @@ def read_positions(path: Path) -> NDArray[Any]:
 
 
 def check_new(path: Path, *, force: bool = False) -> None:
-    """Refuse to overwrite, before any work is done for a file that could not be written.
+    """Refuse, before any work is done for it, a file that may not or cannot be written.
 
     Raises:
-        InputError: the file is there and force is not given, or its directory is not there.
+        InputError: the file is there and force is not given, or its directory takes no new file.
     """
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a file; pass the name of a file to write")
@@ -83,6 +84,15 @@ def check_new(path: Path, *, force: bool = False) -> None:
         raise InputError(f"{path} is there already; pass another name, or --force to overwrite it")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path.parent} is not a directory; make it first")
+    draft = _draft_of(path)
+    try:
+        # Only the attempt tells of permissions, read-only mounts, quotas and names too long.
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}; pass another name"
+        ) from error
 
 
 def check_not_input(path: Path, inputs: Iterable[Path | None]) -> None:
@@ -102,18 +112,23 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    path = path.resolve()  # a link stays a link
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = _draft_of(path)
     try:
         with draft.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
+        draft.replace(path.resolve())  # a link stays a link
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or a name that cannot be
+            draft.unlink()
+
+
+def _draft_of(path: Path) -> Path:
+    path = path.resolve()
+    return path.with_name(f".{path.name}.{os.getpid()}.draft")
 
 
 def _check_readable(path: Path) -> None:
