@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import fastbadge
 from fastbadge.cli import Settings, main
 from fastbadge.lab.protocol import Config, config_for
 from fastbadge.lab.store import read_run
+from fastbadge.strategies import get_strategy
 
 QUICK = ["--trials", "2", "--rounds", "2", "--max-epochs", "5", "--jobs", "1"]
 COLUMNS = "strategy,trial,round,labels,accuracy,loss,train_seconds,query_seconds,eval_seconds"
@@ -349,6 +351,79 @@ def test_select_by_a_strategy_that_needs_no_features(arrays, capsys):
     assert [int(line) for line in capsys.readouterr().out.split()[1:]] == expected
 
 
+def test_select_of_independent_outputs_with_the_bias(arrays, capsys):
+    np.save("p.npy", torch.rand(50, 4, generator=torch.Generator().manual_seed(1)).numpy())
+    line = [*SELECT, "-k", "9", "--seed", "2", "--task", "multilabel", "--include-bias"]
+    assert main(line) == 0
+    picked = [int(line) for line in capsys.readouterr().out.split()[1:]]
+    given = np.load("p.npy"), arrays[1].numpy()
+    expected = fastbadge.select_from_arrays(
+        *given, 9, seed=2, task="multilabel", include_bias=True
+    ).tolist()
+    assert picked == expected
+    others = [
+        fastbadge.select_from_arrays(*given, 9, seed=2, task="multilabel"),
+        fastbadge.select_from_arrays(
+            np.load("p.npy"), arrays[1].numpy() + 1, 9, seed=2, task="multilabel"
+        ),
+    ]
+    assert all(picked != other.tolist() for other in others)
+
+
+@pytest.mark.parametrize("strategy", fastbadge.strategy_names())
+def test_select_offers_every_strategy_or_says_in_its_own_flags_what_is_missing(
+    strategy, arrays, capsys
+):
+    needs = get_strategy(strategy).needs
+    fitting = {
+        "--probabilities p.npy": needs & {"probabilities", "gradients"},
+        "--features h.npy": needs & {"features", "gradients"},
+    }
+    least = " ".join(flag for flag, uses in fitting.items() if uses) or "--features h.npy"
+    status = main(["select", "-k", "4", "--strategy", strategy, "--seed", "0", *least.split()])
+    out, err = capsys.readouterr()
+    if needs & {"samples", "memory"}:
+        assert (status, out) == (2, "")
+        assert "choose another one or call fastbadge.select" in err
+        return
+    assert (status, err) == (0, "")
+    expected = fastbadge.select_from_arrays(
+        arrays[0].numpy(), arrays[1].numpy(), 4, strategy=strategy, seed=0
+    )
+    assert [int(line) for line in out.split()[1:]] == expected.tolist()
+    for flag in least.split()[::2]:
+        others = [words for words in fitting if not words.startswith(flag)]
+        status = main(["select", "-k", "4", "--strategy", strategy, *others[0].split()])
+        if needs:
+            assert status == 2
+            assert capsys.readouterr().err == (
+                f"fastbadge: strategy {strategy!r} needs {flag}; pass a file\n"
+            )
+
+
+@pytest.mark.parametrize("gone", ["full", "removed"])
+def test_picks_that_cannot_be_written_are_printed(gone, arrays, capsys, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    def read_and_lose(path):
+        if gone == "full":
+            monkeypatch.setattr("os.fsync", full)
+        else:
+            shutil.rmtree("there", ignore_errors=True)
+        return np.load(path)
+
+    Path("there").mkdir()
+    monkeypatch.setattr("fastbadge.files.read_array", read_and_lose)
+    assert main([*SELECT, "-k", "6", "--seed", "3", "-o", "there/picks.csv"]) == 2
+    out, err = capsys.readouterr()
+    expected = fastbadge.select_from_arrays(*arrays, 6, seed=3).tolist()
+    assert out == "".join(f"{line}\n" for line in ["position", *expected])
+    assert err.startswith("fastbadge: there/picks.csv cannot be written: No s")
+    assert err.endswith("; the positions are printed instead\n") and err.count("\n") == 1
+    assert not list(Path(".").rglob("*draft*")) + list(Path(".").rglob("picks*"))
+
+
 def test_a_warning_is_one_line_too(arrays, capsys):
     np.save("h.npy", np.zeros((50, 3)))
     with warnings.catch_warnings():
@@ -435,7 +510,15 @@ BAD = {
     "k 0": ("select --probabilities p.npy --features h.npy -k 0", "k is 0; expected"),
     "k too large": ("select --probabilities p.npy --features h.npy -k 51", "from 1 to 50"),
     "no k": ("select --probabilities p.npy --features h.npy", "-k requires an argument"),
-    "no features": ("select --probabilities p.npy -k 1", "needs features"),
+    "no features": ("select --probabilities p.npy -k 1", "'badge' needs --features; pass a file"),
+    "no probabilities": ("select --features h.npy -k 1", "'badge' needs --probabilities; pass"),
+    "no array": ("select -k 1 --strategy random", "no rows to choose from; pass a file"),
+    "no row": ("select -k 1 --strategy random --features scalar.npy", "features has shape ()"),
+    "unknown task": ("select -k 1 --task sigmoid --features h.npy", 'value "sigmoid" for --task'),
+    "sums of independent outputs": (
+        "select --probabilities logits.npy --features h.npy -k 1 --task multilabel",
+        "expected [0, 1]",
+    ),
     "shapes": ("select --probabilities p.npy --features short.npy -k 1", "features has 49"),
     "pickled": ("select --probabilities pickled.npy --features h.npy -k 1", "Python objects"),
     "text": ("select --probabilities text.npy --features h.npy -k 1", "not an .npy file"),
@@ -478,6 +561,7 @@ def test_bad_input_is_one_line_status_2_and_writes_nothing(case, arrays, capsys)
     line, expected = BAD[case]
     np.save("short.npy", np.ones((49, 3)))
     np.save("pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.save("scalar.npy", np.float64(1))
     np.save("none_N.npy", np.ones((0, 4)))
     np.save("logits.npy", np.full((50, 4), 7.0))
     np.savez("both.npz", p=np.ones(3))

@@ -14,11 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from cyclopts import App, CycloptsError, Parameter, Token
 from rich.console import Console
 from rich.table import Table
 
 from fastbadge.errors import FastbadgeError, InputError
+from fastbadge.gradients import Task
 
 if TYPE_CHECKING:
     from fastbadge.lab.protocol import Config
@@ -387,11 +389,13 @@ def export(
 @app.command
 def select(
     *,
-    probabilities: Path,
     k: Annotated[int, Parameter(name="-k", converter=_whole, n_tokens=1)],
+    probabilities: Path | None = None,
     features: Path | None = None,
     strategy: str = "badge",
     labeled: Path | None = None,
+    task: Task | None = None,
+    include_bias: Annotated[bool, Parameter(negative=())] = False,
     seed: Whole | None = None,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     force: Annotated[bool, Parameter(negative=())] = False,
@@ -402,12 +406,16 @@ def select(
     `position`. The arrays may be larger than memory: they are read a few rows at a time.
 
     Args:
-        probabilities: .npy file, [N, C]: predicted probabilities.
-        features: .npy file, [N, D]: the inputs of the model's last layer; badge needs them.
         k: How many to choose.
+        probabilities: .npy file, [N, C]: predicted probabilities, one row an example.
+        features: .npy file, [N, D]: the inputs of the model's last layer. A strategy that needs
+            gradients, as badge does, needs both files.
         strategy: See: fastbadge strategies.
         labeled: Positions labelled already: .npy file, or text with one a line (such as the
             output of this command).
+        task: multilabel where each column is a probability of its own (sigmoid). Default:
+            multiclass (softmax), or binary for a single column.
+        include_bias: Count the gradient of the last layer's bias too; the paper does not.
         seed: The same seed gives the same choice.
         out: File to write. Default: print.
         force: Overwrite a file that is there.
@@ -421,23 +429,36 @@ def select(
     )
     from fastbadge.select import select_from_arrays
 
+    _check_arrays_suffice(strategy, probabilities, features)
     if out is not None:
         check_not_input(out, (probabilities, features, labeled))
         check_new(out, force=force)
+    feature_ND = None if features is None else read_array(features)
+    if probabilities is not None:
+        prob_NC = read_array(probabilities)
+    else:  # the strategy reads none: any that fit will do
+        assert feature_ND is not None
+        task, prob_NC = None, np.broadcast_to(np.float32(1), (*feature_ND.shape[:1], 1))
     picked = select_from_arrays(
-        read_array(probabilities),
-        None if features is None else read_array(features),
+        prob_NC,
+        feature_ND,
         k,
         strategy=strategy,
         labeled=None if labeled is None else read_positions(labeled),
+        task=task,
+        include_bias=include_bias,
         seed=seed,
         progress=True,
     )
     text = "".join(f"{line}\n" for line in ["position", *picked.tolist()])
     if out is None:
         sys.stdout.write(text)
-    else:
+        return
+    try:
         write_whole(out, text)
+    except InputError as error:  # the disk has filled up meanwhile
+        sys.stdout.write(text)
+        raise InputError(f"{error}; the positions are printed instead") from error
 
 
 @app.command
@@ -493,6 +514,34 @@ def _run(
     except KeyboardInterrupt as stop:
         where = resumes or directory
         raise KeyboardInterrupt(f"stopped; the same command resumes {where}") from stop
+
+
+def _check_arrays_suffice(strategy: str, probabilities: Path | None, features: Path | None) -> None:
+    """Refuse, in terms of the flags, a strategy that needs more than was passed."""
+    from fastbadge.strategies import get_strategy
+
+    needs = get_strategy(strategy).needs
+    for need, reason, call in (
+        ("samples", "runs the model's dropout", "select"),
+        ("memory", "learns from labels and earlier queries", "select_from_arrays"),
+    ):
+        if need in needs:
+            raise InputError(
+                f"strategy {strategy!r} {reason}, which files do not hold; choose another one or "
+                f"call fastbadge.{call} in Python"
+            )
+    missing = [
+        flag
+        for flag, path, uses in (
+            ("--probabilities", probabilities, {"probabilities", "gradients"}),
+            ("--features", features, {"features", "gradients"}),
+        )
+        if path is None and needs & uses
+    ]
+    if missing:
+        raise InputError(f"strategy {strategy!r} needs {' and '.join(missing)}; pass a file")
+    if probabilities is None and features is None:
+        raise InputError("no rows to choose from; pass a file with --probabilities or --features")
 
 
 def _default_directory(config: Config) -> Path:
