@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -445,6 +447,39 @@ def test_a_reader_that_leaves_gets_no_traceback(arrays):
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=60) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes them")
+def test_closed_streams_give_no_traceback(arrays):
+    line = shlex.join([sys.executable, "-m", "fastbadge", *SELECT, "-k", "3", "-o", "x.csv"])
+    done = subprocess.run(["sh", "-c", f"{line} <&- >&- 2>&-"], check=False)
+    assert done.returncode == 0
+    assert len(Path("x.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("line", [[*SELECT, "-k", "3"], ["--version"], ["run", "--help"]])
+def test_a_closed_stdout_is_one_that_nobody_reads(line, arrays, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    try:
+        status = main(line)
+    except SystemExit as end:  # of rich
+        status = end.code
+    sys.stdout.close()
+    monkeypatch.undo()
+    assert (status, capsys.readouterr().err) == (1, "")
+
+
+def test_the_status_tells_where_stderr_is_closed_or_full(capsys, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+    for stream in (None, Full()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert main(["run", "--trials", "0"]) == 2
+        sys.stderr.close()
+        monkeypatch.undo()
+        assert capsys.readouterr() == ("", "")
 
 
 # --- bad input

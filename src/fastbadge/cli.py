@@ -8,7 +8,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +49,7 @@ def launch(command: App | Callable[..., None], argv: Sequence[str] | None = None
         command = App(default_command=command)
     command.help_format = "markdown"
     command.suppress_keyboard_interrupt = False
+    _open_closed_streams()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -605,8 +606,22 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
+def _open_closed_streams() -> None:
+    """Give a command whose stdout or stderr is closed (`>&-`) another, where Python has None.
+
+    That for stdout is a pipe that nobody reads, and ends a command like any other such pipe.
+    """
+    if sys.stdout is None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        sys.stdout = open(writer, "w")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+
+
 def _complain(text: str, status: int) -> int:
-    print(f"fastbadge: {' '.join(text.splitlines())}", file=sys.stderr)
+    with suppress(OSError):  # where nobody hears it the status still tells
+        print(f"fastbadge: {' '.join(text.splitlines())}", file=sys.stderr)
     return status
 
 
