@@ -12,20 +12,24 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 import fastbadge
+import fastbadge_command
 from fastbadge.cli import Settings, main
 from fastbadge.lab.protocol import Config, config_for
 from fastbadge.lab.store import read_run
 from fastbadge.strategies import get_strategy
 
 QUICK = ["--trials", "2", "--rounds", "2", "--max-epochs", "5", "--jobs", "1"]
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 COLUMNS = "strategy,trial,round,labels,accuracy,loss,train_seconds,query_seconds,eval_seconds"
 
 
@@ -207,8 +211,20 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     assert main(["run", "--out", "here"]) == 130
     assert capsys.readouterr().err == "fastbadge: stopped; the same command resumes here\n"
     monkeypatch.setattr("fastbadge.files.read_array", interrupted)
-    assert main(["select", "--probabilities", "p.npy", "-k", "1"]) == 130
+    assert main([*SELECT, "-k", "1"]) == 130
     assert capsys.readouterr().err == "fastbadge: stopped\n"
+
+
+def test_ctrl_c_while_torch_is_loaded_is_one_line_too(monkeypatch, capsys):
+    class BeingImported(ModuleType):
+        def __getattr__(self, _):
+            raise KeyboardInterrupt
+
+    assert PROJECT["scripts"] == {"fastbadge": "fastbadge_command:main"}
+    assert {name for name in vars(fastbadge_command) if name[0] != "_"} == {"main", "sys"}
+    monkeypatch.setitem(sys.modules, "fastbadge.cli", BeingImported("fastbadge.cli"))
+    assert fastbadge_command.main() == 130
+    assert capsys.readouterr() == ("", "fastbadge: stopped\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process group")

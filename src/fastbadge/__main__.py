@@ -2,7 +2,7 @@
 
 import sys
 
-from fastbadge.cli import main
+from fastbadge_command import main
 
 if __name__ == "__main__":
     sys.exit(main())
