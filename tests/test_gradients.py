@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import fastbadge as fb
 from fastbadge.errors import InputError
 from fastbadge.gradients import GradientEmbedding, inner
 from oracles import dense_gradients, sqdist_matrix
@@ -163,3 +167,111 @@ def test_bad_factors_are_named():
 def test_huge_finite_entries_are_not_mistaken_for_infinite_ones():
     huge = torch.full((4, 2), 3e38)
     assert len(GradientEmbedding(huge, huge)) == 4
+
+
+PROBS = np.random.default_rng(0).dirichlet([1.0, 1.0, 1.0], 8)
+FEATURES = np.random.default_rng(1).normal(size=(8, 4))
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def mapped(array):
+    with tempfile.TemporaryDirectory() as directory:
+        np.save(f"{directory}/x.npy", array)
+        return np.load(f"{directory}/x.npy", mmap_mode="r")
+
+
+def field_of_records(array):
+    records = np.zeros(len(array), dtype=[("id", "i1"), ("x", array.dtype, array.shape[1:])])
+    records["x"] = array
+    return records["x"]
+
+
+ODD_ARRAYS = {
+    "big-endian": lambda x: x.astype(">f8"),
+    "read-only": read_only,
+    "mapped": mapped,
+    "Fortran order": np.asfortranarray,
+    "backwards": lambda x: x[::-1].copy()[::-1],
+    "columns backwards": lambda x: x[:, ::-1].copy()[:, ::-1],
+    "every other row": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "a field of records": field_of_records,
+    "a matrix": lambda x: x.view(np.matrix),
+    "a list of lists": lambda x: x.tolist(),
+    "a tensor that requires grad": lambda x: torch.from_numpy(x).clone().requires_grad_(),
+    "a parameter": lambda x: nn.Parameter(torch.from_numpy(x).clone()),
+    "a tensor with a negative bit": lambda x: torch.from_numpy(-1j * x).conj().imag,
+}
+NO_ARRAYS = {
+    "long double": (lambda x: x.astype(np.longdouble), "dtype float128; .* at most 64 bits"),
+    "complex": (lambda x: x.astype(complex), "dtype complex128; expected real"),
+    "objects": (lambda x: x.astype(object), "dtype object; expected real"),
+    "text": (lambda x: x.astype(str), "expected real"),
+    "dates": (lambda x: x.astype("M8[s]"), r"dtype datetime64\[s\]; expected real"),
+    "masked": (lambda x: np.ma.masked_less(x, 0), "is a masked array, whose mask would be"),
+    "ragged": (lambda x: [*x.tolist()[1:], [1.0]], "makes no array: .* pass a tensor or an array"),
+    "a sparse tensor": (lambda x: torch.from_numpy(x).to_sparse(), "torch.sparse_coo .* dense"),
+    "a meta tensor": (lambda x: torch.from_numpy(x).to("meta"), "on meta; expected real numbers"),
+    "a complex tensor": (lambda x: torch.from_numpy(x + 0j), "is torch.complex128"),
+}
+# Each takes probabilities and features; the last one shows them to a model.
+ENTRANCES = {
+    "from_probabilities": GradientEmbedding.from_probabilities,
+    "constructor": lambda p, h: GradientEmbedding(p, h),
+    "select_from_arrays": lambda p, h: fb.select_from_arrays(p, h, 3, seed=0),
+    "columns": lambda p, h: fb.select(Both(), {"p": p, "h": h}, 3, seed=0),
+}
+
+
+def examples_of(p, h):
+    return [{"p": a, "h": b} for a, b in zip(p, h, strict=True)]
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(7, 3).double()
+        nn.init.eye_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, p, h):
+        return self.head(torch.cat([p, h], dim=1))
+
+
+def result(entrance, p, h):
+    found = ENTRANCES[entrance](p, h)
+    if isinstance(found, GradientEmbedding):
+        assert not found.error_NC.requires_grad
+        return [
+            *found.error_NC.tolist(),
+            *found.feature_ND.tolist(),
+            *fb.kmeans_pp(found, 3, seed=0),
+        ]
+    return found.tolist()
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+@pytest.mark.parametrize("kind", ODD_ARRAYS)
+def test_any_array_gives_what_a_plain_one_gives(kind, entrance):
+    if (kind, entrance) in (("a list of lists", "columns"), ("a list of lists", "items")):
+        pytest.skip("no pool of this kind")
+    if (kind, entrance) == ("a matrix", "items"):
+        pytest.skip("its rows are matrices again")
+    make = ODD_ARRAYS[kind]
+    assert result(entrance, make(PROBS), make(FEATURES)) == result(entrance, PROBS, FEATURES)
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+@pytest.mark.parametrize("kind", NO_ARRAYS)
+def test_an_array_that_cannot_be_is_refused_in_one_line(kind, entrance):
+    make, message = NO_ARRAYS[kind]
+    given = make(PROBS), make(FEATURES)
+    if entrance in ("columns", "items") and not isinstance(given[0], np.ndarray):
+        pytest.skip("of tensors the model takes what it likes; a ragged list is no pool")
+    with pytest.raises(InputError, match=message) as refused:
+        ENTRANCES[entrance](*given)
+    assert "\n" not in str(refused.value)

@@ -455,6 +455,7 @@ FEATURES = np.random.default_rng(1).normal(size=(N, D))
         (("f8", "f8"), {"labeled": [2, 77, 399]}),
         (("f2", "f4"), {"include_bias": True, "labeled": [0]}),
         ((">f4", "f2"), {"task": "multilabel"}),
+        ((">f8", ">f8"), {}),
     ],
 )
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 
 from fastbadge.errors import InputError
+from fastbadge.inputs import as_tensor
 
 
 class MapStyle(Protocol):
@@ -201,25 +202,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield value
     for part in _parts(value):
         yield from _tensors(part)
-
-
-def as_tensor(values: Tensor | NDArray[Any]) -> Tensor:
-    """A tensor of the same memory where torch can share it, else a copy.
-
-    >>> as_tensor(np.arange(3)[::-1])
-    tensor([2, 1, 0])
-    """
-    if isinstance(values, Tensor):
-        return values
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:  # 16: long double
-        raise InputError(
-            f"the array has dtype {array.dtype}; expected real numbers of at most 64 bits"
-        )
-    # torch warns about read-only memory (an .npy file opened with mmap_mode="r") and refuses
-    # negative strides and foreign byte order.
-    shareable = array.flags.writeable and array.flags.c_contiguous and array.dtype.isnative
-    return torch.from_numpy(array if shareable else array.astype(array.dtype.newbyteorder("=")))
 
 
 def _row_slices(N: int, position_N: Tensor | None, batch_size: int) -> Iterator[slice | Tensor]:

@@ -13,14 +13,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastbadge.errors import InputError
+from fastbadge.inputs import ArrayLike, as_tensor
 
-ArrayLike: TypeAlias = "Tensor | NDArray[np.floating]"
 Task: TypeAlias = Literal["multiclass", "binary", "multilabel"]
 
 TASKS: tuple[Task, ...] = ("multiclass", "binary", "multilabel")
@@ -35,7 +33,8 @@ class GradientEmbedding:
     """N gradients of length C x D as their factors.
 
     Args:
-        error_NC: the derivative of the loss in the logits, p - e_y; float32 or float64.
+        error_NC: the derivative of the loss in the logits, p - e_y; float32 or float64. Of a
+            tensor that requires grad the values are taken, of a NumPy array a tensor is made.
         feature_ND: what the last layer reads; same dtype, same device. Its last column is 1
             where the gradient of the bias is to count (`include_bias=True` of the constructors).
 
@@ -57,7 +56,10 @@ class GradientEmbedding:
 
     def __post_init__(self) -> None:
         """Refuse factors that no distance could be computed from."""
-        error_NC, feature_ND = self.error_NC, self.feature_ND
+        error_NC = as_tensor(self.error_NC, "error_NC")
+        feature_ND = as_tensor(self.feature_ND, "feature_ND")
+        object.__setattr__(self, "error_NC", error_NC)
+        object.__setattr__(self, "feature_ND", feature_ND)
         check_shapes(error_NC, "error_NC", feature_ND, "feature_ND")
         if error_NC.dtype != feature_ND.dtype or error_NC.device != feature_ND.device:
             raise InputError(
@@ -232,24 +234,13 @@ def sqdist(sqnorm_B: Tensor, sqnorm_c_B: Tensor, inner_B: Tensor) -> Tensor:
 
 
 def _as_factors(left: ArrayLike, features: ArrayLike, name: str) -> tuple[Tensor, Tensor]:
-    left_NC, feature_ND = _as_tensor(left, name), _as_tensor(features, "features")
+    left_NC, feature_ND = as_tensor(left, name), as_tensor(features, "features")
     if left_NC.ndim == 1:
         left_NC = left_NC[:, None]
     double = left_NC.dtype == feature_ND.dtype == torch.float64
     dtype = torch.float64 if double else torch.float32
     check_shapes(left_NC, name, feature_ND, "features")
     return left_NC.to(dtype), feature_ND.to(device=left_NC.device, dtype=dtype)
-
-
-def _as_tensor(array: ArrayLike, name: str) -> Tensor:
-    if isinstance(array, Tensor):
-        tensor = array.detach()
-    else:
-        values = np.asarray(array)
-        check_real(values, name)
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-    check_real(tensor, name)
-    return tensor
 
 
 def resolve_task(task: Task | None, num_outputs: int) -> Task:
@@ -301,13 +292,6 @@ def with_bias(feature_ND: Tensor, include_bias: bool) -> Tensor:
     if not include_bias:
         return feature_ND
     return torch.cat([feature_ND, feature_ND.new_ones(len(feature_ND), 1)], dim=1)
-
-
-def check_real(array: ArrayLike, name: str) -> None:
-    """Refuse text, objects and complex numbers."""
-    real = not array.is_complex() if isinstance(array, Tensor) else array.dtype.kind in "fiub"
-    if not real:
-        raise InputError(f"{name} has dtype {array.dtype}; expected real numbers")
 
 
 def check_shapes(left: ArrayLike, left_name: str, right: ArrayLike, right_name: str) -> None:

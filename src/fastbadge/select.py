@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 
-from fastbadge.batches import Pool, as_tensor, pool_size
+from fastbadge.batches import Pool, pool_size
 from fastbadge.distributed import Group, Job, Shard, check_whole, silent
 from fastbadge.dropout import fixed_dropout
 from fastbadge.errors import InputError
-from fastbadge.gradients import ArrayLike, GradientEmbedding, Task, resolve_task, sigmoid
+from fastbadge.gradients import GradientEmbedding, Task, resolve_task, sigmoid
 from fastbadge.inference import Amp, Batches, Forward, collect, infer_batches, task_of
+from fastbadge.inputs import ArrayLike, as_tensor
 from fastbadge.kmeanspp import resolve_generator
 from fastbadge.pools import (
     ArrayPool,
@@ -334,8 +335,10 @@ def select_from_arrays(
             raise InputError(f"strategy {strategy!r} needs features; pass the last layer's inputs")
         features = np.broadcast_to(np.float32(1), (*np.shape(probabilities)[:1], 1))
     mapped = any(isinstance(a, np.memmap | DenseWhenRead) for a in (probabilities, features))
-    if not mapped:
-        probabilities, features = as_tensor(probabilities), as_tensor(features)
+    if not isinstance(probabilities, np.memmap):
+        probabilities = as_tensor(probabilities, "probabilities")
+    if not isinstance(features, np.memmap | DenseWhenRead):
+        features = as_tensor(features, "features")
     # All rows are checked, labelled ones too, so that an error names rows of what was passed in.
     whole = ArrayPool.of(
         probabilities, features, task=task, include_bias=include_bias, progress=progress
@@ -527,7 +530,7 @@ def _labels_of(known_L: Tensor, labels: ArrayLike | None) -> Tensor | None:
     """LongTensor[L]: the labels in ascending order of their positions."""
     if labels is None:
         return None
-    label_L = as_tensor(labels).cpu()
+    label_L = as_tensor(labels, "labels").cpu()
     if label_L.shape != known_L.shape or label_L.is_floating_point():
         raise InputError(
             f"labels has shape {tuple(label_L.shape)} and dtype {label_L.dtype}; expected a whole "

@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastbadge.gradients import (
-    ArrayLike,
     Task,
     check_finite,
     check_probabilities,
-    check_real,
     check_shapes,
     error_of_probabilities,
     resolve_task,
     with_bias,
 )
+from fastbadge.inputs import ArrayLike, check_real
 from fastbadge.progress import progress_bar
 
 # Rows are read for the checks so many entries at a time: 16 MB in float32.
@@ -165,4 +164,6 @@ def _rows(array_NX: ArrayLike, index: Tensor | slice, dtype: torch.dtype) -> Ten
 
 
 def _is_double(array: ArrayLike) -> bool:
-    return array.dtype in (torch.float64, np.float64)
+    if isinstance(array, Tensor):
+        return array.dtype == torch.float64
+    return array.dtype.newbyteorder("=") == np.float64
