@@ -293,3 +293,51 @@ def test_any_end_leaves_the_model_as_it_was(error, head, by_forward):
     assert len(kept) == (2 if error else 5)
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("labeled", [None, [0, 4, 29]])
+def test_examples_that_are_arrays_are_as_one_array(dtype, labeled):
+    model, x = Net().to(dtype), X.double().numpy()
+    examples = [(row, float(row[0]), np.float64(1), "id", 7) for row in x]
+    expected = fb.select(model, x, 8, seed=0, labeled=labeled, batch_size=7)
+    for pool in (
+        list(x),
+        examples,
+        [{"x": row, "label": 0.5} for row in x],
+        DataLoader(list(x), batch_size=7),
+        DataLoader(examples, batch_size=7, num_workers=1),
+        IterableRows(x),
+    ):
+        picked = fb.select(model, pool, 8, seed=0, labeled=labeled, batch_size=7)
+        assert picked.equal(expected)
+    assert {seen.dtype for seen in model.seen} == {dtype}
+
+
+class IterableRows(IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_what_is_no_numpy_array_keeps_its_dtype():
+    model = Pair()
+    model.forward = lambda left, right, count: model.head((left.double() - right).float())
+    seen = []
+    model.register_forward_pre_hook(lambda module, given: seen.extend(given))
+    fb.select(model, [(x.double(), x.numpy().astype("f2"), np.int64(3)) for x in X], 3)
+    assert [value.dtype for value in seen[:3]] == [torch.float64, torch.float32, torch.int64]
+
+
+def test_the_batches_of_a_loader_that_collates_by_itself_are_its_own():
+    model = Net()
+    loader = DataLoader(list(X.double().numpy()), batch_size=7, collate_fn=np.stack)
+    picked = fb.select(
+        model, loader, 8, seed=0, forward=lambda m, batch: m(torch.from_numpy(batch).float())
+    )
+    assert picked.equal(fb.select(model, X, 8, seed=0))

@@ -218,12 +218,13 @@ NO_ARRAYS = {
     "a meta tensor": (lambda x: torch.from_numpy(x).to("meta"), "on meta; expected real numbers"),
     "a complex tensor": (lambda x: torch.from_numpy(x + 0j), "is torch.complex128"),
 }
-# Each takes probabilities and features; the last one shows them to a model.
+# Each takes probabilities and features; the last two show them to a model.
 ENTRANCES = {
     "from_probabilities": GradientEmbedding.from_probabilities,
     "constructor": lambda p, h: GradientEmbedding(p, h),
     "select_from_arrays": lambda p, h: fb.select_from_arrays(p, h, 3, seed=0),
     "columns": lambda p, h: fb.select(Both(), {"p": p, "h": h}, 3, seed=0),
+    "items": lambda p, h: fb.select(Both(), examples_of(p, h), 3, seed=0),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     TensorDataset,
+    default_collate,
 )
 
 from fastbadge.errors import InputError
@@ -69,8 +71,10 @@ def iterate_batches(
 ) -> Iterator[tuple[int, Any]]:
     """The examples at `position_N` (all of them when None) as (number of rows, batch).
 
-    A DataLoader keeps its own batch size. Of a NumPy array, whose default is float64, real
-    numbers are given as `float_dtype`. Positions in an iterable dataset must ascend.
+    A DataLoader keeps its own batch size, and its own collation if it has one. Of NumPy arrays
+    and Python numbers, whose default is float64, real numbers are given as `float_dtype`, in the
+    examples of a dataset as in an array; a tensor keeps its dtype. Positions in an iterable
+    dataset must ascend.
     """
     if type(pool) is TensorDataset:  # slicing takes a 15th of the time of collating
         for rows in _row_slices(pool_size(pool), position_N, batch_size):
@@ -85,7 +89,7 @@ def iterate_batches(
             named = {name: _sliced(column, rows, float_dtype) for name, column in pool.items()}
             yield len(next(iter(named.values()))), named
     else:
-        loader = _loader(pool, position_N, batch_size)
+        loader = _loader(pool, position_N, batch_size, float_dtype)
         rows_left = len(loader.dataset)  # type: ignore[arg-type]
         streamed = isinstance(loader.dataset, IterableDataset)
         for collated in loader:
@@ -126,7 +130,7 @@ def model_arguments(
                 f"{type(batch).__name__} of {len(batch)}; pass forward=lambda model, batch: ..."
             )
         found = tuple(batch[: max(len(required), 1)])
-        if all(_holds_tensors(value) for value in found):
+        if all(_holds(value, Tensor) for value in found):
             return found, {}
     elif isinstance(batch, Mapping):
         known = {name: value for name, value in batch.items() if name in named}
@@ -193,8 +197,8 @@ def _parameters(forward: Callable[..., Any]) -> tuple[set[str], list[str], bool]
     return {p.name for p in plain}, required, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _holds_tensors(value: Any) -> bool:
-    return next(_tensors(value), None) is not None
+def _holds(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) or any(_holds(part, kinds) for part in _parts(value))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -219,19 +223,42 @@ def _sliced(
             return column[rows]  # a view
         # 3 times faster than column[rows] for 512 rows of 784 floats
         return column.index_select(0, rows.to(column.device))
-    batch = as_tensor(column[rows if isinstance(rows, slice) else rows.numpy()])
-    return batch.to(float_dtype) if batch.is_floating_point() else batch
+    return _cast(column[rows if isinstance(rows, slice) else rows.numpy()], float_dtype)
 
 
-def _loader(pool: Any, position_N: Tensor | None, batch_size: int) -> DataLoader[Any]:
+def _cast(array: NDArray[Any], float_dtype: torch.dtype) -> Tensor:
+    tensor = as_tensor(array)
+    return tensor.to(float_dtype) if tensor.is_floating_point() else tensor
+
+
+def _collate(examples: list[Any], float_dtype: torch.dtype) -> Any:
+    """The default collation of examples whose arrays and numbers are as `_sliced` gives them."""
+    if _holds(examples[0], (np.ndarray, float, np.floating)):  # 3 microseconds an example
+        examples = [_with_tensors(example, float_dtype) for example in examples]
+    return default_collate(examples)
+
+
+def _with_tensors(value: Any, float_dtype: torch.dtype) -> Any:
+    if isinstance(value, np.ndarray):
+        return _cast(value, float_dtype)
+    if isinstance(value, float | np.floating):
+        return torch.tensor(float(value), dtype=float_dtype)
+    return _rebuilt(value, [_with_tensors(part, float_dtype) for part in _parts(value)])
+
+
+def _loader(
+    pool: Any, position_N: Tensor | None, batch_size: int, float_dtype: torch.dtype
+) -> DataLoader[Any]:
+    collate = partial(_collate, float_dtype=float_dtype)
     # A loader without a generator of its own draws a number from torch's global one.
     if isinstance(pool, DataLoader):
-        if position_N is None:
+        by_torch = pool.collate_fn is default_collate
+        if position_N is None and not (by_torch and type(pool) is DataLoader):
             return pool
         return DataLoader(
-            _subset(pool.dataset, position_N),
+            pool.dataset if position_N is None else _subset(pool.dataset, position_N),
             batch_size=pool.batch_size,
-            collate_fn=pool.collate_fn,
+            collate_fn=collate if by_torch else pool.collate_fn,
             num_workers=pool.num_workers,
             pin_memory=pool.pin_memory,
             timeout=pool.timeout,
@@ -241,7 +268,9 @@ def _loader(pool: Any, position_N: Tensor | None, batch_size: int) -> DataLoader
             generator=torch.Generator(),
         )
     dataset = pool if position_N is None else _subset(pool, position_N)
-    return DataLoader(dataset, batch_size=batch_size, generator=torch.Generator())
+    return DataLoader(
+        dataset, batch_size=batch_size, collate_fn=collate, generator=torch.Generator()
+    )
 
 
 def _subset(dataset: Any, position_N: Tensor) -> Dataset[Any]:
