@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
 
 import fastbadge as fb
+from fastbadge import inference
 from fastbadge.inference import infer, iterate_outputs
 
 BCE = F.binary_cross_entropy_with_logits
@@ -331,7 +332,10 @@ def test_what_the_model_keeps_from_the_pass_can_be_trained():
     assert model[0].weight.grad is not None
 
 
-def test_a_device_is_left_again_also_after_an_error():
+def test_a_device_is_left_again_also_after_an_error(monkeypatch):
+    # A device that is everywhere stands for one that holds numbers.
+    monkeypatch.setattr(inference, "_check_weights_live", lambda homes, place: None)
+
     class Recorder(Everything):
         def to(self, device):
             self.places = [*getattr(self, "places", []), str(device)]
@@ -348,6 +352,17 @@ def test_a_device_is_left_again_also_after_an_error():
     model.head.to("meta")
     with pytest.raises(fb.InputError, match="the model lies on cpu, meta; leave device out"):
         infer(model, torch.randn(6, 4), device="cpu")
+
+
+def test_the_device_without_memory_is_refused_before_weights_are_lost():
+    model, x = mlp(), doubles(20, 4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(fb.InputError, match="device is meta, which holds no numbers; pass"):
+        fb.select(model, x, 3, device="meta")
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    for device in (None, "meta", "cpu"):
+        with pytest.raises(fb.InputError, match="the model lies on meta, which holds no numbers"):
+            fb.select(mlp().to("meta"), x, 3, device=device)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

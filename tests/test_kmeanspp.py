@@ -243,6 +243,16 @@ def test_same_seed_same_picks_and_a_generator_moves_on():
     assert not torch.equal(kmeans_pp(pool, 20, generator=generator), kmeans_pp(pool, 20, seed=9))
 
 
+def test_all_bits_of_a_seed_count():
+    seeds = [0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**62, 2**63 - 1]
+    generators = [kmeanspp.resolve_generator(np.int64(seed), None) for seed in seeds]
+    assert len({generator.get_state().numpy().tobytes() for generator in generators}) == len(seeds)
+    for seed, generator in zip(seeds[:4], generators, strict=False):  # as they always were
+        assert generator.get_state().equal(torch.Generator().manual_seed(seed).get_state())
+    # Pinned, so that a seed means the same in every version.
+    assert generators[4].initial_seed() == 1813816320
+
+
 @st.composite
 def pools(draw) -> GradientEmbedding:
     """Pools as they come and as they should not: copies, zero rows, huge and tiny norms."""
@@ -352,8 +362,13 @@ def test_pool_of_one_and_the_whole_pool():
         ({"k": -1}, "k is -1"),
         ({"k": 2.5}, "k is 2.5; expected a whole number"),
         ({"k": 2, "first": "random"}, "first is 'random'; expected 'max_norm' or 'uniform'"),
+        ({"k": True}, "k is True; expected a whole number"),
         ({"k": 2, "seed": -1}, "seed is -1"),
-        ({"k": 2, "tile_mb": 0}, "tile_mb is 0; expected at least 1"),
+        ({"k": 2, "seed": 2**63}, "seed is 9223372036854775808; expected"),
+        ({"k": 2, "seed": True}, "seed is True"),
+        ({"k": 2, "tile_mb": 0}, "tile_mb is 0; expected a whole number, at least 1"),
+        ({"k": 2, "tile_mb": "x"}, "tile_mb is 'x'; expected a whole number"),
+        ({"k": 2, "tile_mb": 1.5}, "tile_mb is 1.5; expected a whole number"),
         ({"k": 2, "seed": 1, "generator": torch.Generator()}, "got both seed=1 and a generator"),
     ],
 )

@@ -137,7 +137,7 @@ def test_labels_that_cannot_be(model, labeled, message):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("k", [0, -1, 51, 2.0, None])
+@pytest.mark.parametrize("k", [0, -1, 51, 2.0, None, True])
 def test_k_that_cannot_be(model, strategy, k):
     message = r"k is .*; expected a whole number from 1 to 50, the examples that are not yet"
     with pytest.raises(fb.InputError, match=message):
@@ -293,6 +293,8 @@ def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
     [
         ({"batch_size": 1.5}, "batch_size is 1.5; expected a whole number"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"labeled": np.ma.masked_less(np.arange(3), 1)}, "labeled is a masked array"),
         ({"device": "foo"}, "device is 'foo', which torch cannot use"),
     ],
 )

@@ -17,6 +17,7 @@ from fastbadge.batches import Pool, iterate_batches, model_arguments, moved, poo
 from fastbadge.errors import InputError, OutOfMemoryWarning, level_outside
 from fastbadge.gradients import Task
 from fastbadge.heads import Head, Watcher, find_head, linear_layers, read_head, resolve_head
+from fastbadge.inputs import is_whole
 from fastbadge.progress import progress_bar
 
 # Logits, and features where they were asked for, of some rows after the other.
@@ -154,7 +155,7 @@ def infer_batches(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not is_whole(batch_size) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size!r}; expected a whole number from 1")
     if amp is not None and amp not in _AMP:
         raise InputError(f"amp is {amp!r}; expected 'bf16', 'fp16' or None")
@@ -355,6 +356,7 @@ def _evaluating(
         except (RuntimeError, AssertionError) as error:
             reason = str(error).partition("\n")[0]
             raise InputError(f"device is {device!r}, which torch cannot use: {reason}") from error
+    _check_weights_live(homes, place)
     move = device is not None and homes not in ([], [place])
     if move and len(homes) > 1:
         raise InputError(
@@ -371,6 +373,14 @@ def _evaluating(
             module.training = flag
         if move:
             model.to(homes[0])
+
+
+def _check_weights_live(homes: list[torch.device], place: torch.device | None) -> None:
+    """Refuse torch's device without memory: weights that go there are lost."""
+    if homes and all(home.type == "meta" for home in homes):
+        raise InputError("the model lies on meta, which holds no numbers; load its weights first")
+    if place is not None and place.type == "meta":
+        raise InputError("device is meta, which holds no numbers; pass one that does, such as cpu")
 
 
 def _room(matrix_BX: Tensor, N: int) -> Tensor:

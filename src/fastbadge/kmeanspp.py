@@ -15,6 +15,7 @@ tiles, threads, device or the dtype of the screen.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from typing import Literal, TypeAlias
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from fastbadge.distributed import Job
 from fastbadge.errors import InputError, MassExhaustedWarning, level_outside
+from fastbadge.inputs import is_whole
 from fastbadge.pools import GradientPool, ScaledPool
 from fastbadge.progress import Advance, progress_bar
 from fastbadge.rows import GrowingRows, Rows
@@ -100,14 +102,14 @@ def kmeans_pp(
 
 
 def _check_arguments(k: int, N: int, first: First, tile_mb: int | None) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+    if not is_whole(k):
         raise InputError(f"k is {k!r}; expected a whole number")
     if not 1 <= k <= N:
         raise InputError(f"k is {k}; expected 1 to {N}, the number of rows in the pool")
     if first not in ("max_norm", "uniform"):
         raise InputError(f"first is {first!r}; expected 'max_norm' or 'uniform'")
-    if tile_mb is not None and tile_mb < 1:
-        raise InputError(f"tile_mb is {tile_mb}; expected at least 1")
+    if tile_mb is not None and not (is_whole(tile_mb) and tile_mb >= 1):
+        raise InputError(f"tile_mb is {tile_mb!r}; expected a whole number, at least 1")
 
 
 def resolve_generator(seed: int | None, generator: torch.Generator | None) -> torch.Generator:
@@ -126,10 +128,16 @@ def resolve_generator(seed: int | None, generator: torch.Generator | None) -> to
     if seed is None:
         fresh.seed()
         return fresh
-    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not whole or not 0 <= seed < 2**63:
+    if not is_whole(seed) or not 0 <= seed < 2**63:
         raise InputError(f"seed is {seed!r}; expected a whole number from 0 to 2**63 - 1")
-    return fresh.manual_seed(int(seed))
+    return fresh.manual_seed(_seed_of_32_bits(int(seed)))
+
+
+def _seed_of_32_bits(seed: int) -> int:
+    """The seed, or what all of its bits make: torch's CPU generator would use the lowest 32."""
+    if seed < 2**32:
+        return seed
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4])
 
 
 def _kmeans_pp(

@@ -22,7 +22,7 @@ from fastbadge.dropout import fixed_dropout
 from fastbadge.errors import InputError
 from fastbadge.gradients import GradientEmbedding, Task, resolve_task, sigmoid
 from fastbadge.inference import Amp, Batches, Forward, collect, infer_batches, task_of
-from fastbadge.inputs import ArrayLike, as_tensor
+from fastbadge.inputs import ArrayLike, as_tensor, check_unmasked, is_whole
 from fastbadge.kmeanspp import resolve_generator
 from fastbadge.pools import (
     ArrayPool,
@@ -503,6 +503,7 @@ def _divide(labeled: Positions | None, N: int) -> tuple[Tensor, Tensor]:
         return torch.arange(N), torch.empty(0, dtype=torch.int64)
     if isinstance(labeled, set | frozenset):
         labeled = sorted(labeled)
+    check_unmasked(labeled, "labeled")
     given = np.asarray(labeled.cpu() if isinstance(labeled, Tensor) else labeled)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iub"):
         raise InputError(
@@ -543,7 +544,7 @@ def _check_k(k: int, available: int) -> None:
     """Refuse a k that is not between 1 and the number of examples to choose from."""
     if available == 0:
         raise InputError("every example of the pool is in labeled; there is nothing left to select")
-    if not isinstance(k, int | np.integer) or not 1 <= k <= available:
+    if not is_whole(k) or not 1 <= k <= available:
         raise InputError(
             f"k is {k!r}; expected a whole number from 1 to {available}, "
             "the examples that are not yet labelled"

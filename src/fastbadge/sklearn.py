@@ -16,6 +16,7 @@ from sklearn.utils import check_array
 
 from fastbadge.errors import InputError
 from fastbadge.gradients import Task
+from fastbadge.inputs import check_unmasked
 from fastbadge.pools import DenseWhenRead
 from fastbadge.select import Positions, select_from_arrays
 from fastbadge.strategies import get_strategy
@@ -155,6 +156,7 @@ def _features(clf: Any, X: Any) -> Any:
 
 def _as_matrix(features: Any) -> Any:
     """[N, D] real numbers, all finite: an array, or what gives one when read."""
+    check_unmasked(features, "features")
     try:
         matrix = check_array(features, accept_sparse="csr")
     except (TypeError, ValueError) as error:
