@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.masked import masked_tensor
 
 import fastbadge as fb
 from fastbadge.errors import InputError
@@ -214,6 +215,11 @@ NO_ARRAYS = {
     "dates": (lambda x: x.astype("M8[s]"), r"dtype datetime64\[s\]; expected real"),
     "masked": (lambda x: np.ma.masked_less(x, 0), "is a masked array, whose mask would be"),
     "ragged": (lambda x: [*x.tolist()[1:], [1.0]], "makes no array: .* pass a tensor or an array"),
+    "a masked tensor": (
+        lambda x: masked_tensor(torch.from_numpy(x), torch.ones(x.shape) > 0),
+        "mask",
+    ),
+    "a nested tensor": (lambda x: torch.nested.nested_tensor([*torch.from_numpy(x)]), "dense"),
     "a sparse tensor": (lambda x: torch.from_numpy(x).to_sparse(), "torch.sparse_coo .* dense"),
     "a meta tensor": (lambda x: torch.from_numpy(x).to("meta"), "on meta; expected real numbers"),
     "a complex tensor": (lambda x: torch.from_numpy(x + 0j), "is torch.complex128"),
@@ -268,6 +274,7 @@ def test_any_array_gives_what_a_plain_one_gives(kind, entrance):
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
 @pytest.mark.parametrize("kind", NO_ARRAYS)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of")
 def test_an_array_that_cannot_be_is_refused_in_one_line(kind, entrance):
     make, message = NO_ARRAYS[kind]
     given = make(PROBS), make(FEATURES)

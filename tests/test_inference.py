@@ -443,6 +443,7 @@ DATA = TensorDataset(torch.ones(10, 4))
         (torch.ones(0, 4), "pool is empty"),
         ([], r"pool is empty \(list\)"),
         (torch.tensor(1.0), "pool has no axis"),
+        (torch.eye(4).to_sparse(), "pool is of layout torch.sparse_coo; pass pool.to_dense"),
         (["a", "b"], "the model's input would be a str"),
         (Subsetting(DATA, batch_size=4), "gave 8 examples but has length 10"),
         (

@@ -363,6 +363,8 @@ def test_pool_of_one_and_the_whole_pool():
         ({"k": 2.5}, "k is 2.5; expected a whole number"),
         ({"k": 2, "first": "random"}, "first is 'random'; expected 'max_norm' or 'uniform'"),
         ({"k": True}, "k is True; expected a whole number"),
+        ({"emb": torch.ones(7, 3), "k": 2}, "emb is a Tensor; expected a pool of gradients"),
+        ({"k": 2, "generator": np.random.default_rng(0)}, "generator is a Generator; expected"),
         ({"k": 2, "seed": -1}, "seed is -1"),
         ({"k": 2, "seed": 2**63}, "seed is 9223372036854775808; expected"),
         ({"k": 2, "seed": True}, "seed is True"),
@@ -374,7 +376,7 @@ def test_pool_of_one_and_the_whole_pool():
 )
 def test_bad_arguments_are_named(small_pool, arguments, message):
     with pytest.raises(InputError, match=message):
-        kmeans_pp(small_pool, **arguments)
+        kmeans_pp(**{"emb": small_pool, **arguments})
 
 
 def test_progress_bar_ends_at_k(capsys):

@@ -303,6 +303,12 @@ def test_options_that_cannot_be_used(options, message):
         fb.select(torch.nn.Linear(2, 3), torch.ones(4, 2), 2, **options)
 
 
+def test_numbers_may_be_those_of_numpy(model):
+    numbers = {"k": np.int8(3), "batch_size": np.int64(7), "seed": np.uint64(3)}
+    for pool in (X, list(X)):
+        assert fb.select(model, pool, **numbers).equal(fb.select(model, X, 3, seed=3))
+
+
 def test_labeled_may_be_a_set():
     model, x = torch.nn.Linear(2, 3), torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     assert set(fb.select(model, x, 3, labeled={0, 2, 4}, seed=0).tolist()) == {1, 3, 5}

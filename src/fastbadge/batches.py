@@ -63,6 +63,8 @@ def pool_size(pool: Pool) -> int:
         return _length_of_columns(pool)
     if isinstance(pool, Tensor | np.ndarray) and pool.ndim == 0:
         raise InputError("pool has no axis; expected one example a row")
+    if isinstance(pool, Tensor) and pool.layout != torch.strided:
+        raise InputError(f"pool is of layout {pool.layout}; pass pool.to_dense() or a Dataset")
     return _length(pool)
 
 

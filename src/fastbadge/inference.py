@@ -160,7 +160,7 @@ def infer_batches(
     if amp is not None and amp not in _AMP:
         raise InputError(f"amp is {amp!r}; expected 'bf16', 'fp16' or None")
     N = pool_size(pool) if positions is None else len(positions)
-    batches = iterate_batches(pool, positions, batch_size, _float_dtype(model))
+    batches = iterate_batches(pool, positions, int(batch_size), _float_dtype(model))
     stream = iterate_outputs(
         model, batches, head, features, device, forward=forward, task=task, amp=amp
     )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.masked import MaskedTensor
 
 from fastbadge.errors import InputError
 
@@ -44,15 +45,16 @@ def as_tensor(array: ArrayLike, name: str = "the array") -> Tensor:
 
 def check_real(array: ArrayLike, name: str) -> None:
     """Refuse what holds no real numbers of at most 64 bits, or not one for each entry."""
+    check_unmasked(array, name)
     if isinstance(array, Tensor):
-        dense = array.layout == torch.strided and not (array.is_quantized or array.is_meta)
+        odd = array.is_nested or array.is_quantized or array.is_meta
+        dense = array.layout == torch.strided and not odd
         if array.is_complex() or not dense:
             raise InputError(
                 f"{name} is {array.dtype} of layout {array.layout} on {array.device}; "
                 "expected real numbers in a dense tensor"
             )
         return
-    check_unmasked(array, name)
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:  # 16: long double
         raise InputError(
             f"{name} has dtype {array.dtype}; expected real numbers of at most 64 bits"
@@ -61,10 +63,10 @@ def check_real(array: ArrayLike, name: str) -> None:
 
 def check_unmasked(array: object, name: str) -> None:
     """Refuse a masked array, whose mask would be lost."""
-    if isinstance(array, np.ma.MaskedArray):
+    if isinstance(array, np.ma.MaskedArray | MaskedTensor):
         raise InputError(
             f"{name} is a masked array, whose mask would be ignored; "
-            "pass its filled() values, or the rows that have no gaps"
+            "fill its gaps, or pass the rows that have none"
         )
 
 

@@ -90,6 +90,11 @@ def kmeans_pp(
     """
     job = emb.job if isinstance(emb, ShardedPool) else Job(group=False)
     with job.together():
+        if not isinstance(emb, ShardedPool) and not hasattr(emb, "factors"):
+            raise InputError(
+                f"emb is a {type(emb).__name__}; expected a pool of gradients, such as "
+                "GradientEmbedding.from_probabilities(probabilities, features)"
+            )
         _check_arguments(k, len(emb), first, tile_mb)
         draw = resolve_generator(seed, generator)
     job.align(draw, k=k, first=first, seed=seed)
@@ -121,6 +126,8 @@ def resolve_generator(seed: int | None, generator: torch.Generator | None) -> to
     if generator is not None:
         if seed is not None:
             raise InputError(f"got both seed={seed} and a generator; pass one of them")
+        if not isinstance(generator, torch.Generator):
+            raise InputError(f"generator is a {type(generator).__name__}; expected torch.Generator")
         if generator.device.type != "cpu":
             raise InputError(f"the generator is on {generator.device}; expected one on the CPU")
         return generator
