@@ -317,3 +317,17 @@ def test_labeled_may_be_a_set():
 def test_long_doubles_are_refused():
     with pytest.raises(fb.InputError, match="at most 64 bits"):
         fb.select_from_arrays(np.full((4, 2), 0.5, dtype=np.longdouble), np.ones((4, 2)), 1)
+
+
+@pytest.mark.parametrize("strategy", ["badge", "margin", "random"])
+def test_the_default_device_changes_no_pick(model, strategy):
+    # "meta" stands for "cuda": nothing can be computed with what is made there by default.
+    options = {"strategy": strategy, "seed": 3}
+    expected = fb.select(model, X, 20, **options)
+    zeros = fb.GradientEmbedding(torch.zeros(9, 2), torch.ones(9, 2))
+    with torch.device("meta"):
+        for pool in (X, X.numpy()):
+            picked = fb.select(model, pool, 20, **options)
+            assert picked.device.type == "cpu" and picked.equal(expected)
+        with pytest.warns(fb.MassExhaustedWarning):
+            assert len(set(fb.kmeans_pp(zeros, 9, first="uniform", seed=0).tolist())) == 9

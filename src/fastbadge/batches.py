@@ -244,7 +244,7 @@ def _with_tensors(value: Any, float_dtype: torch.dtype) -> Any:
     if isinstance(value, np.ndarray):
         return _cast(value, float_dtype)
     if isinstance(value, float | np.floating):
-        return torch.tensor(float(value), dtype=float_dtype)
+        return torch.tensor(float(value), dtype=float_dtype, device="cpu")
     return _rebuilt(value, [_with_tensors(part, float_dtype) for part in _parts(value)])
 
 

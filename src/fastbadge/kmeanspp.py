@@ -131,7 +131,7 @@ def resolve_generator(seed: int | None, generator: torch.Generator | None) -> to
         if generator.device.type != "cpu":
             raise InputError(f"the generator is on {generator.device}; expected one on the CPU")
         return generator
-    fresh = torch.Generator()
+    fresh = torch.Generator("cpu")
     if seed is None:
         fresh.seed()
         return fresh
@@ -153,7 +153,7 @@ def _kmeans_pp(
     if first == "max_norm":
         picks = [pool.largest()]
     else:
-        picks = [int(torch.randint(len(pool), (1,), generator=generator))]
+        picks = [int(torch.randint(len(pool), (1,), generator=generator, device="cpu"))]
     new_centres = pool.rows(np.array(picks))
     # That no pick is repeated rests on no arithmetic: here and in `_walk` what is taken weighs 0.
     pool.lower(np.array(picks), np.zeros(1))
@@ -169,7 +169,7 @@ def _kmeans_pp(
                 pool, k - len(picks), generator, acceptance, advance
             )
             picks += accepted
-    return torch.tensor(picks)
+    return torch.tensor(picks, device="cpu")
 
 
 def _walk(
@@ -220,7 +220,9 @@ def _walk(
 
 
 def _uniform(size: int, generator: torch.Generator) -> NDArray[np.float64]:
-    return torch.rand(size, dtype=torch.float64, generator=generator).numpy()
+    # The CPU by name, here and elsewhere: torch.set_default_device may say otherwise.
+    uniform_B = torch.rand(size, dtype=torch.float64, generator=generator, device="cpu")
+    return uniform_B.numpy()
 
 
 def _uniform_rest(num_rows: int, k: int, picks: list[int], generator: torch.Generator) -> list[int]:
@@ -233,6 +235,6 @@ def _uniform_rest(num_rows: int, k: int, picks: list[int], generator: torch.Gene
         MassExhaustedWarning,
         stacklevel=level_outside(),
     )
-    order = torch.randperm(len(unchosen), generator=generator)[:missing].numpy()
+    order = torch.randperm(len(unchosen), generator=generator, device="cpu")[:missing].numpy()
     picked: list[int] = unchosen[order].tolist()
     return picked

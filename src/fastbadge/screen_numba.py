@@ -74,7 +74,7 @@ def _despite_cache(function: Callable[P, R]) -> Callable[P, R]:
 
 def load() -> None:
     """Compile for float32, or load what was compiled before."""
-    ones = torch.ones(2, 2)
+    ones = torch.ones(2, 2, device="cpu")
     rows = Rows(ones, ones, torch.from_numpy(sqnorms(ones, ones)))
     weight_B = np.ones(2)
     for centres in (rows[:1], rows):

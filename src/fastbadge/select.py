@@ -482,7 +482,7 @@ def _choose(
     registered: Registered, view: PoolView, k: int, generator: Generator, position_N: Tensor
 ) -> Tensor:
     """Positions of the rows that a strategy chooses from a view, once they are sure to be k."""
-    row_K = torch.as_tensor(registered.fn(view, k, generator=generator)).cpu()
+    row_K = torch.as_tensor(registered.fn(view, k, generator=generator), device="cpu")
     # Anyone can register a strategy, and a wrong row would be a wrong position without a sound.
     distinct = set(row_K.flatten().tolist())
     if (
@@ -500,7 +500,7 @@ def _choose(
 def _divide(labeled: Positions | None, N: int) -> tuple[Tensor, Tensor]:
     """LongTensors of the positions not in `labeled`, ascending, and of those in it, as given."""
     if labeled is None:
-        return torch.arange(N), torch.empty(0, dtype=torch.int64)
+        return torch.arange(N, device="cpu"), torch.empty(0, dtype=torch.int64, device="cpu")
     if isinstance(labeled, set | frozenset):
         labeled = sorted(labeled)
     check_unmasked(labeled, "labeled")

@@ -165,7 +165,7 @@ class ShardedWeights:
         def work() -> Tensor:
             ours_B = row_B[order[parts[self._job.rank]]]
             if len(ours_B) == 0:
-                return torch.empty(0, dtype=torch.int32)
+                return torch.empty(0, dtype=torch.int32, device="cpu")
             path_BL = self._tree.path(ours_B)
             p = propose(self._pool, ours_B - self._start, path_BL[:, 0].copy(), centres)
             numbers = map(torch.from_numpy, (ours_B, path_BL, p.weight_B))
@@ -199,6 +199,7 @@ def _reread(values_BX: Tensor, dtype: torch.dtype) -> Tensor:
 def _no_rows(num_classes: int, num_features: int, dtype: torch.dtype) -> GradientPool:
     """The pool of a process that holds none."""
     some = GradientEmbedding(
-        torch.zeros(1, num_classes, dtype=dtype), torch.zeros(1, num_features, dtype=dtype)
+        torch.zeros(1, num_classes, dtype=dtype, device="cpu"),
+        torch.zeros(1, num_features, dtype=dtype, device="cpu"),
     )
-    return SubsetPool(some, torch.empty(0, dtype=torch.int64))
+    return SubsetPool(some, torch.empty(0, dtype=torch.int64, device="cpu"))

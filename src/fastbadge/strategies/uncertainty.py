@@ -52,7 +52,7 @@ def sureness(view: PoolView, measure: Measure) -> Tensor:
     Of a view with a `shard`, of its rows alone.
     """
     N = view.size if view.shard is None else len(view.shard)
-    measured = [torch.empty(0, dtype=torch.float64)]  # a shard may have no row
+    measured = [torch.empty(0, dtype=torch.float64, device="cpu")]  # a shard may have no row
     for start in range(0, N, _ROWS_AT_ONCE):
         assert view.probabilities is not None and view.task is not None
         prob_BC = view.probabilities(slice(start, min(start + _ROWS_AT_ONCE, N)))
