@@ -85,6 +85,25 @@ def test_tables_of_datasets_and_strategies(capsys):
     assert all(name in out for name in fastbadge.strategy_names())
 
 
+def test_a_row_of_a_table_is_a_line_in_a_pipe_and_fits_a_terminal(capsys, monkeypatch):
+    assert main(["strategies"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == fastbadge.strategy_names()
+    for row, name in zip(rows, fastbadge.strategy_names(), strict=True):
+        assert row[header.index("what") :] == get_strategy(name).summary
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")  # no escape sequences
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["strategies"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_no_help_shows_a_default_as_python_writes_it(capsys):
+    for command in ("run", "plot", "report", "export", "select"):
+        assert main([command, "--help"]) == 0
+        assert "[default" not in capsys.readouterr().out
+
+
 def test_python_m_fastbadge():
     command = [sys.executable, "-m", "fastbadge", "--version"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)

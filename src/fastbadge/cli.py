@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 app = App(
     name="fastbadge",
-    help="Which examples to label next, and how many labels that saves.",
-    help_epilogue="More, with examples: README.md, or fastbadge COMMAND --help.",
+    help="Which examples to label next, and how many labels that saves.\n\n"
+    "fastbadge COMMAND --help says what a command takes.",
     version=version("fastbadge"),
+    default_parameter=Parameter(show_default=False),  # the texts tell them, in words
 )
 
 
@@ -102,14 +103,14 @@ class Settings:
         seed: Every random number derives from it. Default: 0.
         model: mlp, linear, resnet18, vgg11, or MODULE:FUNCTION of yours. Default: mlp.
         hidden: Widths of the MLP's hidden layers, comma-separated. Default: 128,64.
-        dropout: Share of each of them that training drops. Default: 0.
-        learning_rate: Of Adam. Default: digits 1e-3, MNIST 1e-4.
+        dropout: Share of each hidden layer that training drops. Default: 0.
+        learning_rate: That of Adam. Default: digits 1e-3, MNIST 1e-4.
         train_batch: Examples in one step of training. Default: 100.
-        max_epochs: Training of a round ends here. Default: digits 300, MNIST 100.
-        stop_accuracy: Or at this accuracy on the labelled examples. Default: 0.99.
+        max_epochs: Training ends after at most so many epochs. Default: digits 300, MNIST 100.
+        stop_accuracy: Training ends at this accuracy on the labelled examples. Default: 0.99.
         clip_norm: The gradient of a step is scaled down to this norm (0: never). Default: 1.
         device: Where tensors live: cpu or cuda. Default: cpu.
-        threads: Of torch in each process. Default: 1.
+        threads: Threads of torch in each process. Default: 1.
     """
 
     strategies: Annotated[tuple[str, ...] | None, _comma_separated(str)] = None
@@ -331,7 +332,7 @@ def report(
 
     Args:
         run_directory: The --out of a run, finished or not.
-        others: Further runs; each is a setting of the penalty matrix.
+        others: Further runs, of other data sets or models: a penalty matrix sums them up.
         out: File to write. Default: report.html in the run directory; of several runs, where you
             are.
         data_dir: Where the data sets' files are, to show which classes and pictures were picked.
@@ -411,13 +412,13 @@ def select(
         probabilities: .npy file, [N, C]: predicted probabilities, one row an example.
         features: .npy file, [N, D]: the inputs of the model's last layer. A strategy that needs
             gradients, as badge does, needs both files.
-        strategy: See: fastbadge strategies.
+        strategy: See: fastbadge strategies. Default: badge.
         labeled: Positions labelled already: .npy file, or text with one a line (such as the
             output of this command).
         task: multilabel where each column is a probability of its own (sigmoid). Default:
             multiclass (softmax), or binary for a single column.
         include_bias: Count the gradient of the last layer's bias too; the paper does not.
-        seed: The same seed gives the same choice.
+        seed: The same seed gives the same choice. Default: another each time.
         out: File to write. Default: print.
         force: Overwrite a file that is there.
     """
@@ -472,7 +473,15 @@ def datasets() -> None:
 
 @app.command
 def strategies() -> None:
-    """List the strategies, with what each needs of the model."""
+    """List the strategies, with what each needs of the model.
+
+    gradients are made of probabilities and features, the inputs of the last layer. samples are
+    draws of the model's dropout; labeled strategies look at what is labelled already too, and
+    those with a memory at their earlier queries.
+
+    What stands as name=value behind the text is an option, set with the strategy's name, such as
+    `badge_subset:candidates=2000`.
+    """
     from fastbadge.strategies import get_strategy, strategy_names
 
     found = [get_strategy(name) for name in strategy_names()]
@@ -596,10 +605,15 @@ def _pictures(written: Sequence[Path]) -> str:
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not sys.stdout.isatty():  # a row is a line, for grep
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        for row in (header, *rows):
+            print("  ".join(map(str.ljust, row, widths)).rstrip())
+        return
     table = Table(*header, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    _console().print(table, highlight=False, markup=False)
+    Console().print(table, highlight=False, markup=False)
 
 
 def _console() -> Console:
