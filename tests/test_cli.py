@@ -615,6 +615,9 @@ BAD = {
         "select --probabilities p.npy --features h.npy -k 1 --strategy randon",
         "did you mean 'random'?",
     ),
+    "an empty directory": ("run --out ''", "--out is empty; pass a value, or leave it out"),
+    "an empty name": ("run --dataset=", "--dataset is empty; pass a value"),
+    "an empty run": ("plot ''", "an argument is empty"),
     "nowhere to write": (
         "select --probabilities p.npy --features h.npy -k 1 -o none/picks.csv",
         "none is not a directory",
@@ -655,7 +658,7 @@ def test_bad_input_is_one_line_status_2_and_writes_nothing(case, arrays, capsys)
         np.savez(f"{name}.npz", x_train=x, y_train=y_train, x_test=x, y_test=y_test)
     Path("text.npz").write_text("0,1\n")
     before = files_under(".")
-    assert main(line.split()) == 2
+    assert main(shlex.split(line)) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("fastbadge: ")

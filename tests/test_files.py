@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastbadge.errors import InputError
-from fastbadge.files import check_new, read_array, read_positions, write_whole
+from fastbadge.files import check_new, check_not_input, read_array, read_positions, write_whole
 
 
 def test_a_byte_order_mark_is_no_position(tmp_path):
@@ -93,6 +93,17 @@ def test_a_link_stays_a_link(tmp_path):
     write_whole(link, "1")
     assert link.is_symlink()
     assert path.read_text() == "1"
+
+
+def test_a_link_to_itself_is_no_traceback(tmp_path):
+    link = tmp_path / "loop"
+    link.symlink_to(link)
+    check_not_input(link, [link.with_name("other"), None])
+    with pytest.raises(InputError, match="is an input"):
+        check_not_input(link, [link])
+    check_new(link)
+    write_whole(link, "1")
+    assert link.read_text() == "1"
 
 
 def test_check_new(tmp_path):

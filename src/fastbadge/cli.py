@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,7 @@ def launch(command: App | Callable[..., None], argv: Sequence[str] | None = None
         warnings.showwarning = _show_warning
         try:
             tokens = sys.argv[1:] if argv is None else argv
+            _check_none_empty(tokens)
             command(tokens, exit_on_error=False, print_error=False, result_action="return_none")
             sys.stdout.flush()
             return 0
@@ -68,6 +70,14 @@ def launch(command: App | Callable[..., None], argv: Sequence[str] | None = None
             return _complain(str(error).partition("] ")[2] or str(error), 2)
         except KeyboardInterrupt as error:
             return _complain(str(error) or "stopped", 130)
+
+
+def _check_none_empty(tokens: Sequence[str]) -> None:
+    """Refuse --out "$DIR" of a variable that is not set: an empty path is where one is."""
+    for before, token in pairwise(["", *tokens]):
+        if token == "" or re.fullmatch(r"--[\w-]+=", token):
+            flag = token.rstrip("=") or (before if before.startswith("-") else "an argument")
+            raise InputError(f"{flag} is empty; pass a value, or leave it out")
 
 
 def _comma_separated(convert: Callable[[str], Any]) -> Parameter:
@@ -374,14 +384,14 @@ def export(
     from fastbadge.lab.export import as_csv, as_json
     from fastbadge.lab.store import FILE_NAME, read_run
 
-    if csv is not None and json is not None and csv.resolve() == json.resolve():
+    if csv is not None and json is not None and os.path.realpath(csv) == os.path.realpath(json):
         raise InputError(f"--csv and --json are both {csv}; pass two names")
     wanted = [(path, render) for path, render in ((csv, as_csv), (json, as_json)) if path]
     if not wanted:
         raise InputError("nothing to write; pass --csv FILE, --json FILE or both")
     recorded = read_run(run_directory)
     for path, _ in wanted:
-        if path.resolve() == (run_directory / FILE_NAME).resolve():
+        if os.path.realpath(path) == os.path.realpath(run_directory / FILE_NAME):
             raise InputError(f"{path} is the record of the run; pass another name")
         check_new(path, force=force)
     for path, render in wanted:

@@ -102,7 +102,7 @@ def check_not_input(path: Path, inputs: Iterable[Path | None]) -> None:
         InputError: the path leads to one of the inputs.
     """
     for given in inputs:
-        if given is not None and given.resolve() == path.resolve():
+        if given is not None and os.path.realpath(given) == os.path.realpath(path):
             raise InputError(f"{path} is an input of this command; pass another name to write")
 
 
@@ -118,7 +118,7 @@ def write_whole(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path.resolve())  # a link stays a link
+        draft.replace(os.path.realpath(path))  # a link stays a link
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     finally:
@@ -127,7 +127,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _draft_of(path: Path) -> Path:
-    path = path.resolve()
+    # Not Path.resolve, which raises RuntimeError for a link to itself.
+    path = Path(os.path.realpath(path))
     return path.with_name(f".{path.name}.{os.getpid()}.draft")
 
 
