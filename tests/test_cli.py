@@ -700,6 +700,28 @@ def test_an_error_of_the_system_is_one_line(run_directory, capsys, monkeypatch):
     assert "No space left on device; pass a directory" in err and err.count("\n") == 1
 
 
+def test_want_of_memory_is_one_line(arrays, capsys, monkeypatch):
+    def torch_wants(_):
+        torch.empty(1 << 60)
+
+    def numpy_wants(_):
+        np.empty(1 << 56)
+
+    def broken(_):
+        raise RuntimeError("a bug")
+
+    for read in (torch_wants, numpy_wants):
+        monkeypatch.setattr("fastbadge.files.read_array", read)
+        assert main([*SELECT, "-k", "1"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1
+        assert err.startswith("fastbadge: too large for the memory of this machine: ")
+        assert "llocate" in err
+    monkeypatch.setattr("fastbadge.files.read_array", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main([*SELECT, "-k", "1"])
+
+
 def test_a_real_process_gives_the_status_and_no_traceback(tmp_path):
     command = [sys.executable, "-m", "fastbadge", "run", "--trials", "0"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

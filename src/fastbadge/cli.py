@@ -68,6 +68,12 @@ def launch(command: App | Callable[..., None], argv: Sequence[str] | None = None
             return 1
         except OSError as error:
             return _complain(str(error).partition("] ")[2] or str(error), 2)
+        except (MemoryError, RuntimeError) as error:
+            # torch has a class of its own for want of memory on a GPU only.
+            if not re.search("out of memory|allocate", str(error) or "out of memory"):
+                raise
+            reason = str(error).partition("\n")[0]
+            return _complain(f"too large for the memory of this machine: {reason}", 2)
         except KeyboardInterrupt as error:
             return _complain(str(error) or "stopped", 130)
 
