@@ -6,9 +6,11 @@ All three are executors of `concurrent.futures`, so the loop over them is one.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -66,7 +68,10 @@ def on_this_host(jobs: int, threads: int) -> Iterator[Workers]:
     executor = ProcessPoolExecutor(
         jobs,
         initializer=_prepare,
-        timeout=10,  # the workers of a parent killed outright end a while after their last task
+        initargs=(os.getpid(),),
+        # Windows, where `_end_with` sees nothing: idle ones end. Not elsewhere: those started in
+        # their place would not ignore Ctrl-C.
+        timeout=10 if os.name == "nt" else None,
         env=dict.fromkeys(_THREADS_OF, str(threads)),
     )
     try:
@@ -120,14 +125,25 @@ def on_cluster(address: str) -> Iterator[Workers]:
             ) from error
 
 
-def _prepare() -> None:
-    """Spares a new worker what loky does against leaks of memory."""
+def _prepare(command: int) -> None:
+    """Ties a new worker to its command, and spares it what loky does against leaks of memory."""
+    threading.Thread(target=_end_with, args=(command,), daemon=True).start()
     from joblib.externals.loky import process_executor
 
     # It would end a worker that has grown by 300 MB, as ours do when they load data and numba.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
     # Or, where there is no psutil, collect garbage each second: 0.1 s for what torch has imported.
     gc.freeze()
+
+
+def _end_with(command: int) -> None:
+    """End this process soon after the command that started it, even one killed outright.
+
+    What it computes by then nobody will record, and the same command may be running again.
+    """
+    while os.getppid() == command:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 class _Immediately(Executor):
