@@ -140,7 +140,7 @@ def _finished(config: Config, out: Path, data_digest: str) -> Run | None:
     """The record, if nothing is left to do: then it may lie where nobody can write."""
     try:
         found = read_run(out)
-    except RunError:  # none; or `open_run` has more to say
+    except (RunError, OSError):  # none; or `open_run` has more to say
         return None
     same = found.config == config and found.data_digest == data_digest
     return found if same and found.finished else None
