@@ -541,6 +541,7 @@ BAD = {
     ),
     "no numbers": ("run --hidden 12,x", "--hidden"),
     "trials 0": ("run --trials 0", "trials is 0; expected at least 1"),
+    "trials without end": ("run --trials 1000000000000", "expected at most 100000"),
     "trials -1": ("run --trials -1", "trials is -1; expected at least 1"),
     "jobs 0": ("run --jobs 0", "jobs is 0; expected at least 1"),
     "learning rate": ("run --learning-rate nan", "learning_rate is nan"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
@@ -316,9 +316,12 @@ def _unfinished(
 ) -> deque[_Cohort]:
     """What is left to do; trial by trial, so that the data of one are wanted at one time."""
     cohorts: dict[tuple[int, str, int], _Cohort] = {}
+    rows_of: defaultdict[tuple[str, int], list[RoundRow]] = defaultdict(list)
+    for row in recorded:
+        rows_of[row.strategy, row.trial].append(row)
     for trial in range(config.trials):
         for strategy in config.strategies:
-            rows = [row for row in recorded if (row.strategy, row.trial) == (strategy, trial)]
+            rows = rows_of[strategy, trial]
             if [row.round for row in rows] != list(range(len(rows))):
                 raise RunError(
                     f"{out} lacks a round of {strategy}, trial {trial}, before others that are "

@@ -31,6 +31,8 @@ _LEAST = {
     "seed": 0,
     "threads": 1,
 }
+# Each is held in memory from the beginning.
+_MOST_TRIALS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,6 +276,8 @@ def check_runnable(config: Config) -> None:
             f"device is {config.device!r}, which cannot be used here; pass cpu, or cuda where "
             "there is one"
         )
+    if config.trials > _MOST_TRIALS:
+        raise InputError(f"trials is {config.trials}; expected at most {_MOST_TRIALS}")
     if config.threads > (most := max(64, os.cpu_count() or 1)):
         raise InputError(f"threads is {config.threads}; expected at most {most} on this machine")
 
