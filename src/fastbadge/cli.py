@@ -199,7 +199,8 @@ def run(
         print(f"Differs from what was published: {line}")
     if kept:
         write_whole(directory / FILE_NAME, as_toml(chosen))
-    print(f"Run: {directory}; its rows: fastbadge export {directory} --csv FILE")
+    shown = shlex.quote(str(directory))
+    print(f"Run: {directory}; its rows: fastbadge export {shown} --csv FILE")
 
 
 @app.command
