@@ -103,6 +103,9 @@ def selections(digits: np.ndarray, folder: Path) -> dict[str, list[int]]:
         "margin": {"strategy": "margin"},
         "entropy": {"strategy": "entropy", "labeled": [0, 5]},
         "least_confidence": {"strategy": "least_confidence", "k": 1700, "batch_size": 100},
+        "margin of one batch": {"strategy": "margin", "batch_size": 5000},
+        "entropy of one batch": {"strategy": "entropy", "batch_size": 5000},
+        "least_confidence of one batch": {"strategy": "least_confidence", "batch_size": 5000},
         "generator": {"generator": torch.Generator().manual_seed(5), "seed": None},
     }
     for name, options in settings.items():

@@ -160,7 +160,7 @@ class Shard:
     """The rows of a pool that one process works on, `start` to `stop` - 1.
 
     >>> shard = Shard.of(Job(), num_rows=5, step=2)
-    >>> len(shard), shard.lowest(torch.tensor([3.0, 1.0, 2.0, 1.0, 5.0]), k=3)
+    >>> shard.num_rows, shard.lowest(torch.tensor([3.0, 1.0, 2.0, 1.0, 5.0]), k=3)
     (5, tensor([1, 3, 2]))
     """
 
@@ -175,7 +175,9 @@ class Shard:
         start, stop = (steps * rank // job.size * step for rank in (job.rank, job.rank + 1))
         return cls(job, start, min(stop, num_rows))
 
-    def __len__(self) -> int:
+    @property
+    def num_rows(self) -> int:
+        """How many; a shard is no sequence, of which one without rows would count as False."""
         return self.stop - self.start
 
     def lowest(self, value_N: Tensor, k: int) -> Tensor:

@@ -191,7 +191,8 @@ def select(
             memory=memory if "memory" in needs else None,
             progress=wanted(progress) and job.rank == 0,
         )
-        return _choose(registered, view, k, draw, position_N)
+        with job.together():
+            return _choose(registered, view, k, draw, position_N)
 
 
 @overload

@@ -40,7 +40,9 @@ def entropy(view: PoolView, k: int, *, generator: Generator) -> Tensor:
 
 def least_sure(view: PoolView, k: int, measure: Measure) -> Tensor:
     """LongTensor[k]: the rows of which the model is least sure, the least sure first."""
-    shard = view.shard or Shard.of(Job(group=False), view.size, step=1)
+    shard = view.shard
+    if shard is None:
+        shard = Shard.of(Job(group=False), view.size, step=1)
     with shard.job.together():
         sureness_N = sureness(view, measure)
     return shard.lowest(sureness_N, k)
@@ -51,7 +53,7 @@ def sureness(view: PoolView, measure: Measure) -> Tensor:
 
     Of a view with a `shard`, of its rows alone.
     """
-    N = view.size if view.shard is None else len(view.shard)
+    N = view.size if view.shard is None else view.shard.num_rows
     measured = [torch.empty(0, dtype=torch.float64, device="cpu")]  # a shard may have no row
     for start in range(0, N, _ROWS_AT_ONCE):
         assert view.probabilities is not None and view.task is not None
