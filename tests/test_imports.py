@@ -62,8 +62,9 @@ MATHEMATICS = {
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "interrupts": set(),
     "progress": set(),
-    "distributed": set(),
+    "distributed": {"inputs"},
     **dict.fromkeys(MATHEMATICS, MATHEMATICS | {"progress"}),
     "inputs": set(),
     "gradients": {"inputs"},
@@ -75,10 +76,10 @@ ALLOWED = {
     "weights": {"pools", "rows", "sumtree"},
     "sharded": {"distributed", "gradients", "pools", "rows", "sumtree", "weights"},
     "kmeanspp": {"distributed", "inputs", "pools", "progress", "rows", "sharded", "weights"},
-    "pools": {"gradients", "inputs", "progress", "rows", "screen", "screen_numba"},
+    "pools": {"gradients", "inputs", "interrupts", "progress", "rows", "screen", "screen_numba"},
     "batches": {"inputs"},
     "dropout": set(),
-    "heads": set(),
+    "heads": {"interrupts"},
     "inference": {"batches", "gradients", "heads", "inputs", "progress"},
     "strategies": {"distributed", "gradients", "kmeanspp", "pools", "sharded"},
     "select": {

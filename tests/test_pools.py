@@ -57,6 +57,28 @@ def arithmetic(request, monkeypatch):
     monkeypatch.setattr(scaled, "_ENTRIES_WORTH_COMPILING", entries)
 
 
+def test_ctrl_c_waits_until_the_arithmetic_is_loaded(monkeypatch):
+    class Pressing:
+        """Presses Ctrl-C when the module is looked for; finds nothing."""
+
+        def find_spec(self, name, path=None, target=None):
+            if name == "fastbadge.screen_numba":
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.delitem(sys.modules, "fastbadge.screen_numba", raising=False)
+    monkeypatch.delattr(fb, "screen_numba", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Pressing(), *sys.meta_path])
+    monkeypatch.setattr(scaled, "_ENTRIES_WORTH_COMPILING", 0)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            kmeans_pp(gradients(), 5, seed=0)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert callable(sys.modules["fastbadge.screen_numba"].accept)
+    assert len(kmeans_pp(gradients(), 5, seed=0)) == 5
+
+
 # --- what is on the disk
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastbadge import screen
 from fastbadge.errors import InputError
+from fastbadge.interrupts import uninterrupted
 from fastbadge.pools.interface import GradientPool
 from fastbadge.rows import Rows
 
@@ -154,7 +155,8 @@ def load_arithmetic(entries: int) -> None:
     global _entries_seen
     if entries < _ENTRIES_WORTH_COMPILING:
         return
-    from fastbadge import screen_numba
+    with uninterrupted():
+        from fastbadge import screen_numba
 
     _entries_seen = max(_entries_seen, _ENTRIES_WORTH_COMPILING)
     screen_numba.load()
@@ -168,7 +170,8 @@ def _arithmetic_for(pool: GradientPool) -> ModuleType:
     _entries_seen += len(pool) * (pool.num_classes + pool.num_features)
     if _entries_seen < _ENTRIES_WORTH_COMPILING:
         return screen
-    from fastbadge import screen_numba
+    with uninterrupted():  # a numba that was imported by half fails in every later query
+        from fastbadge import screen_numba
 
     return screen_numba
 
