@@ -1,5 +1,6 @@
 """Pools and batches of every kind: what the model is given, in which order."""
 
+import multiprocessing
 import weakref
 from collections import UserDict, namedtuple
 
@@ -7,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    TensorDataset,
+)
 
 import fastbadge as fb
 from fastbadge.batches import model_arguments, moved, rows_of
@@ -202,9 +210,10 @@ def test_pools_without_a_known_order(pool, message):
 
 @pytest.mark.parametrize("batch_size", [5, 7, 10, 512])
 @pytest.mark.parametrize("length", [20, 40])
-def test_an_iterable_dataset_of_another_length_than_it_says(length, batch_size):
+@pytest.mark.parametrize("labeled", [None, [0]])
+def test_an_iterable_dataset_of_another_length_than_it_says(length, batch_size, labeled):
     with pytest.raises(fb.InputError, match=rf"gave \d+ examples but has length {length}; mend"):
-        fb.select(Net(), Stream(length), 3, batch_size=batch_size)
+        fb.select(Net(), Stream(length), 3, batch_size=batch_size, labeled=labeled)
 
 
 # --- loaders
@@ -217,6 +226,44 @@ def test_workers_and_pinned_memory_keep_the_order():
     for labeled in (None, [0, 4, 29]):
         picked = fb.select(Net(), loader, 8, seed=0, labeled=labeled)
         assert picked.equal(fb.select(Net(), X, 8, seed=0, labeled=labeled))
+
+
+def test_a_loader_leaves_torchs_generator_alone_and_its_workers_end_with_it():
+    class Broken(Net):
+        def forward(self, x):
+            raise RuntimeError("broken")
+
+    dataset = TensorDataset(X, LABELS)
+    before = torch.get_rng_state()
+    for collate in (None, torch.utils.data.default_collate, lambda rows: rows[0][0][None]):
+        fb.select(Net(), DataLoader(dataset, batch_size=1, collate_fn=collate), 3, seed=0)
+    assert torch.equal(before, torch.get_rng_state())
+    with pytest.raises(RuntimeError, match="broken"):
+        try:
+            fb.select(Broken(), DataLoader(dataset, batch_size=2, num_workers=2), 3)
+        except RuntimeError as error:
+            assert not multiprocessing.active_children(), error
+            raise
+
+
+def test_a_loader_that_batches_in_order_by_a_sampler_of_its_own():
+    batches = BatchSampler(SequentialSampler(X), 7, drop_last=False)
+    loader = DataLoader(TensorDataset(X, LABELS), batch_sampler=batches)  # as Accelerate makes it
+    for labeled in (None, [0, 4, 29]):
+        picked = fb.select(Net(), loader, 8, seed=0, labeled=labeled)
+        assert picked.equal(fb.select(Net(), X, 8, seed=0, labeled=labeled))
+
+
+@pytest.mark.parametrize("labeled", [None, [0, 4, 29]])
+@pytest.mark.parametrize("as_loader", [False, True])
+def test_labels_of_none(labeled, as_loader):
+    expected = fb.select(Net(), X, 8, seed=0, labeled=labeled)
+    for model, pool in {
+        Net(): [(x, None) for x in X],
+        Named(): [{"input_ids": x, "labels": None} for x in X],
+    }.items():
+        given = DataLoader(pool, batch_size=7) if as_loader else pool
+        assert fb.select(model, given, 8, seed=0, labeled=labeled).equal(expected)
 
 
 def test_one_forward_pass_in_order_and_nothing_labelled():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pandas import DataFrame
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
@@ -434,7 +435,8 @@ DATA = TensorDataset(torch.ones(10, 4))
         ),
         (DataLoader(DATA, batch_size=4, drop_last=True), "would drop the last 2 of 10"),
         (DataLoader(DATA, batch_size=None), "has batch_size=None"),
-        (DataLoader(DATA, batch_sampler=BatchSampler(range(10), 2, False)), "by BatchSampler"),
+        (DataLoader(DATA, batch_sampler=BatchSampler(range(10), 2, False)), r"samples \(range\)"),
+        (DataLoader(DATA, batch_sampler=[[1, 0], [2]]), "batches by list, so positions"),
         (DataLoader(Stream()), "Stream without a length; give it __len__"),
         (Stream(), "Stream without a length; give it __len__"),
         (iter([1]), "list_iterator, which has no positions"),
@@ -444,8 +446,11 @@ DATA = TensorDataset(torch.ones(10, 4))
         ([], r"pool is empty \(list\)"),
         (torch.tensor(1.0), "pool has no axis"),
         (torch.eye(4).to_sparse(), "pool is of layout torch.sparse_coo; pass pool.to_dense"),
+        (DataFrame({"a": [1.0, 2.0]}), r"pool is a DataFrame; pass its to_numpy\(\)"),
+        ([torch.ones(4), torch.ones(3)], "make no batch: stack expects.*pass a DataLoader with a"),
+        ([(torch.ones(4), object())], "make no batch: .*found <class 'object'>; pass a DataLoader"),
         (["a", "b"], "the model's input would be a str"),
-        (Subsetting(DATA, batch_size=4), "gave 8 examples but has length 10"),
+        (Subsetting(DATA, batch_size=4), "is a Subsetting with an __iter__ of its own"),
         (
             DataLoader(DATA, batch_size=4, collate_fn=lambda rows: torch.ones(3, 4)),
             r"shape \(3, 3\) for a batch of 4",

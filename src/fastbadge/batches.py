@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -21,6 +22,7 @@ from torch.utils.data import (
     TensorDataset,
     default_collate,
 )
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from fastbadge.errors import InputError
 from fastbadge.inputs import as_tensor
@@ -35,6 +37,16 @@ class MapStyle(Protocol):
 
 Columns: TypeAlias = "Mapping[str, Tensor | NDArray[Any]]"
 Pool: TypeAlias = "Tensor | NDArray[Any] | Columns | Dataset[Any] | DataLoader[Any] | MapStyle"
+
+# What a loader has besides its dataset, its batches and its collation.
+_LOADING = (
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+)
 
 # What datasets call their labels. A model that could do without is not given them: labels of a
 # pool are often missing, and -1 in their place would make its loss fail.
@@ -61,6 +73,8 @@ def pool_size(pool: Pool) -> int:
         return _length(pool.dataset)
     if isinstance(pool, Mapping):
         return _length_of_columns(pool)
+    if hasattr(pool, "iloc"):  # a table, of which pool[i] is a column
+        raise InputError(f"pool is a {type(pool).__name__}; pass its to_numpy(), or a Dataset")
     if isinstance(pool, Tensor | np.ndarray) and pool.ndim == 0:
         raise InputError("pool has no axis; expected one example a row")
     if isinstance(pool, Tensor) and pool.layout != torch.strided:
@@ -68,15 +82,27 @@ def pool_size(pool: Pool) -> int:
     return _length(pool)
 
 
+def rows_a_batch(pool: Pool, batch_size: int) -> int:
+    """How many examples a batch has: a DataLoader that keeps the order has its own number.
+
+    >>> rows_a_batch(DataLoader(torch.zeros(9, 3), batch_size=4), 512)
+    4
+    """
+    if not isinstance(pool, DataLoader):
+        return batch_size
+    assert isinstance(pool.batch_sampler, BatchSampler)  # else `pool_size` has refused it
+    return int(pool.batch_sampler.batch_size)
+
+
 def iterate_batches(
     pool: Pool, position_N: Tensor | None, batch_size: int, float_dtype: torch.dtype
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """The examples at `position_N` (all of them when None) as (number of rows, batch).
 
     A DataLoader keeps its own batch size, and its own collation if it has one. Of NumPy arrays
     and Python numbers, whose default is float64, real numbers are given as `float_dtype`, in the
     examples of a dataset as in an array; a tensor keeps its dtype. Positions in an iterable
-    dataset must ascend.
+    dataset must ascend. Closed, it ends a loader's workers.
     """
     if type(pool) is TensorDataset:  # slicing takes a 15th of the time of collating
         for rows in _row_slices(pool_size(pool), position_N, batch_size):
@@ -233,11 +259,24 @@ def _cast(array: NDArray[Any], float_dtype: torch.dtype) -> Tensor:
     return tensor.to(float_dtype) if tensor.is_floating_point() else tensor
 
 
+def _none(examples: list[Any], *, collate_fn_map: Any) -> None:
+    """What stands for the labels of a pool that has none."""
+
+
+_COLLATE = default_collate_fn_map | {type(None): _none}
+
+
 def _collate(examples: list[Any], float_dtype: torch.dtype) -> Any:
     """The default collation of examples whose arrays and numbers are as `_sliced` gives them."""
     if _holds(examples[0], (np.ndarray, float, np.floating)):  # 3 microseconds an example
         examples = [_with_tensors(example, float_dtype) for example in examples]
-    return default_collate(examples)
+    try:
+        return collate(examples, collate_fn_map=_COLLATE)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the examples make no batch: {reason}; pass a DataLoader with a collate_fn of your own"
+        ) from error
 
 
 def _with_tensors(value: Any, float_dtype: torch.dtype) -> Any:
@@ -251,27 +290,19 @@ def _with_tensors(value: Any, float_dtype: torch.dtype) -> Any:
 def _loader(
     pool: Any, position_N: Tensor | None, batch_size: int, float_dtype: torch.dtype
 ) -> DataLoader[Any]:
-    collate = partial(_collate, float_dtype=float_dtype)
-    # A loader without a generator of its own draws a number from torch's global one.
+    collate_fn: Any = partial(_collate, float_dtype=float_dtype)
+    dataset, options = pool, {}
     if isinstance(pool, DataLoader):
-        by_torch = pool.collate_fn is default_collate
-        if position_N is None and not (by_torch and type(pool) is DataLoader):
-            return pool
-        return DataLoader(
-            pool.dataset if position_N is None else _subset(pool.dataset, position_N),
-            batch_size=pool.batch_size,
-            collate_fn=collate if by_torch else pool.collate_fn,
-            num_workers=pool.num_workers,
-            pin_memory=pool.pin_memory,
-            timeout=pool.timeout,
-            worker_init_fn=pool.worker_init_fn,
-            multiprocessing_context=pool.multiprocessing_context,
-            prefetch_factor=pool.prefetch_factor,
-            generator=torch.Generator(),
-        )
-    dataset = pool if position_N is None else _subset(pool, position_N)
+        dataset = pool.dataset
+        if pool.collate_fn is not default_collate:
+            collate_fn = pool.collate_fn
+        options = {name: getattr(pool, name) for name in _LOADING}
     return DataLoader(
-        dataset, batch_size=batch_size, collate_fn=collate, generator=torch.Generator()
+        dataset if position_N is None else _subset(dataset, position_N),
+        batch_size=rows_a_batch(pool, batch_size),
+        collate_fn=collate_fn,
+        generator=torch.Generator(),  # without one it draws a number from torch's global one
+        **options,
     )
 
 
@@ -291,8 +322,16 @@ class _Kept(IterableDataset[Any]):
         return len(self.position_N)
 
     def __iter__(self) -> Iterator[Any]:
-        kept = set(self.position_N.tolist())
-        return (example for i, example in enumerate(self.dataset) if i in kept)
+        kept, count = set(self.position_N.tolist()), 0
+        for i, example in enumerate(self.dataset):
+            count += 1
+            if i in kept:
+                yield example
+        if count != len(self.dataset):
+            raise InputError(
+                f"the pool gave {count} examples but has length {len(self.dataset)}; "
+                "mend its __len__"
+            )
 
 
 def _length(pool: Any) -> int:
@@ -329,8 +368,16 @@ def _length_of_columns(pool: Columns) -> int:
 
 def _check_order(loader: DataLoader[Any]) -> None:
     dataset_size = _length(loader.dataset)
-    if loader.batch_size is None:
-        batches = loader.batch_sampler
+    kind = type(loader)
+    # Accelerate's move batches to a device, and nothing else.
+    if kind.__iter__ is not DataLoader.__iter__ and kind.__module__ != "accelerate.data_loader":
+        raise InputError(
+            f"the DataLoader is a {kind.__name__} with an __iter__ of its own, so what it makes "
+            "of its dataset is not known; pass a DataLoader that does it in collate_fn, or a "
+            "Dataset"
+        )
+    batches = loader.batch_sampler
+    if type(batches) is not BatchSampler:
         raise InputError(
             "the DataLoader "
             + (f"batches by {type(batches).__name__}" if batches else "has batch_size=None")
@@ -349,15 +396,15 @@ def _check_order(loader: DataLoader[Any]) -> None:
                 "which give examples in turn, so their order is not known; pass num_workers=1 or 0"
             )
     else:
-        sampler = loader.sampler
+        sampler: Any = batches.sampler
         if type(sampler) is not SequentialSampler or len(sampler) != dataset_size:
             raise InputError(
                 f"the DataLoader shuffles or samples ({type(sampler).__name__}), so positions in "
                 "it are not those of its dataset; pass DataLoader(..., shuffle=False) or the "
                 "dataset"
             )
-    if loader.drop_last and dataset_size % loader.batch_size:
+    if batches.drop_last and dataset_size % batches.batch_size:
         raise InputError(
             f"the DataLoader has drop_last=True and would drop the last "
-            f"{dataset_size % loader.batch_size} of {dataset_size} examples; pass drop_last=False"
+            f"{dataset_size % batches.batch_size} of {dataset_size} examples; pass drop_last=False"
         )

@@ -168,7 +168,8 @@ def infer_batches(
     delay_seconds = 0.0 if progress else 2.0
     bar = progress_bar(N, "forward pass", "examples", show=progress, delay_seconds=delay_seconds)
     end = 0
-    with closing(stream), bar as advance:
+    # Closed both: a loader's workers, or a model watched, would live as long as the exception.
+    with closing(batches), closing(stream), bar as advance:
         for logit_BC, feature_BD in stream:
             start, end = end, end + len(logit_BC)
             if end > N:
