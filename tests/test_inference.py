@@ -1,5 +1,7 @@
 """The forward pass: the head that is found, the order of the pool, and a model left as it was."""
 
+import signal
+
 import pytest
 import torch
 from pandas import DataFrame
@@ -277,6 +279,43 @@ def test_the_model_is_left_as_it_was(error, at_call, as_dataset):
     else:
         with pytest.raises(type(error)):
             fb.compute_gradient_embedding(model, pool, batch_size=4)
+    assert_same_state(before, state_of(model))
+
+
+class Pressed(nn.Linear):
+    """During whose hooking, or whose waking, Ctrl-C comes once."""
+
+    left = 0
+
+    def press(self):
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    def register_forward_hook(self, *given, **options):
+        handle = super().register_forward_hook(*given, **options)
+        if self.when == "hooking":
+            self.press()
+        return handle
+
+    def __setattr__(self, name, value):
+        if name == "training" and value and getattr(self, "when", "") == "waking":
+            self.press()
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("when", ["hooking", "waking"])
+def test_ctrl_c_in_between_leaves_the_model_as_it_was(when):
+    model, x = nn.Sequential(nn.Linear(4, 4), Pressed(4, 4), nn.Linear(4, 3)), torch.randn(20, 4)
+    model[1].when, model[1].left = when, 1
+    before = state_of(model)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            infer(model, x)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert model[1].left <= 0
     assert_same_state(before, state_of(model))
 
 

@@ -9,14 +9,15 @@ of the loss in W is that of one call on the mean of its inputs, so their mean is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fastbadge.errors import InputError
+from fastbadge.interrupts import uninterrupted
 
 Ending: TypeAlias = Literal["", "softmax", "log_softmax", "sigmoid"]
 
@@ -59,19 +60,27 @@ class Watcher:
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
-        self._hooks = ExitStack()
+        self._hooks: list[RemovableHandle] = []
 
     def watch(self, layers: Iterable[nn.Module]) -> None:
         """Watch these layers and no others."""
         self.close()
-        for layer in layers:
-            hook = layer.register_forward_hook(self._record, with_kwargs=True)
-            self._hooks.callback(hook.remove)
+        with uninterrupted():  # a hook whose handle is lost would stay
+            for layer in layers:
+                self._hooks.append(layer.register_forward_hook(self._record, with_kwargs=True))
 
     def close(self) -> None:
         """Leave the layers as they were."""
-        self._hooks.close()
+        try:
+            self._remove()
+        finally:  # again, as Ctrl-C may have come between; what is gone stays so
+            self._remove()
+        self._hooks.clear()
         self._calls.clear()
+
+    def _remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
     def take(self) -> list[_Call]:
         """The calls since the last time, in order."""

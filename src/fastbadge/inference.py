@@ -365,15 +365,23 @@ def _evaluating(
             "leave device out to run it where it is"
         )
     try:
-        model.eval()
+        # One by one: some merge weights in eval(), and train() would wake what is frozen.
+        _set_training((module, False) for module, _ in training)
         if move:
             model.to(place)
         yield place
     finally:
-        for module, flag in training:  # one by one: train() would wake what the user has frozen
-            module.training = flag
-        if move:
-            model.to(homes[0])
+        try:
+            _set_training(training)
+        finally:  # again, as Ctrl-C may have come between
+            _set_training(training)
+            if move:
+                model.to(homes[0])
+
+
+def _set_training(flags: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, flag in flags:
+        module.training = flag
 
 
 def _check_weights_live(homes: list[torch.device], place: torch.device | None) -> None:
