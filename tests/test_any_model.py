@@ -1,7 +1,10 @@
 """Heads of every kind: the factors against autograd of the loss in the head's true weight."""
 
 import copy
+import warnings
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -178,9 +181,80 @@ def test_a_layer_that_only_looks_linear():
             return 16 * F.normalize(x) @ F.normalize(self.weight).T
 
     model = nn.Sequential(nn.Linear(4, 5), Cosine(5, 3))
-    with pytest.raises(fb.InputError, match="'1' is a Cosine, which is not W h \\+ b"):
-        fb.compute_gradient_embedding(model, torch.randn(6, 4))
-    assert len(fb.select(model, torch.randn(6, 4), 2, head="1", strategy="margin")) == 2
+    for head in (None, "1"):
+        with pytest.raises(fb.InputError, match="'1' is a Cosine, which is not W h \\+ b"):
+            fb.compute_gradient_embedding(model, torch.randn(6, 4), head=head)
+        assert len(fb.select(model, torch.randn(6, 4), 2, head=head, strategy="margin")) == 2
+
+
+class NamedLikeALayer(nn.Module):
+    """A whole MLP, or a head behind something, with the attributes of a linear layer."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.in_features, self.out_features = 4, 3
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.Tanh(), nn.LayerNorm(5)])
+@pytest.mark.parametrize("rows", [9, 1])
+def test_of_a_module_named_like_a_layer_the_last_layer_is_the_head(bias, between, rows):
+    torch.manual_seed(0)
+    model = NamedLikeALayer(nn.Linear(4, 5, bias=bias), between, nn.Linear(5, 3, bias=bias))
+    assert_gradients(model, X[:rows], model.layers[2].weight, plain)
+    with pytest.raises(fb.InputError, match="'' is a NamedLikeALayer, which is not W h"):
+        fb.compute_gradient_embedding(model, X[:rows], head="")
+    small = X[:rows] / 100  # of which tanh is all but linear
+    assert infer(model, small).feature_ND.shape == (rows, 5)
+
+
+def test_an_adapter_is_a_linear_layer_with_others_inside():
+    class Adapted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.in_features, self.out_features = 5, 3
+            self.base, self.down, self.up = nn.Linear(5, 3), nn.Linear(5, 1), nn.Linear(1, 3)
+
+        def forward(self, x):
+            return self.base(x) + self.up(self.down(x))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Adapted())
+    for head in (None, "2"):
+        assert torch.equal(infer(model, X, head=head).feature_ND, model[:2](X))
+
+
+def test_eval_and_train_of_a_module_are_not_called():
+    class Merging(nn.Linear):
+        """Merges on eval() and takes apart on train(), as loralib's layers and RepVGG's do."""
+
+        def train(self, mode=True):
+            with torch.no_grad():
+                self.weight += -1 if mode and not self.training else int(not mode and self.training)
+            return super().train(mode)
+
+    model = nn.Sequential(nn.Linear(4, 5), Merging(5, 3))
+    before = model[1].weight.clone()
+    fb.select(model, X, 2)
+    assert model[1].weight.equal(before) and model[1].training
+
+
+def test_a_scripted_model_is_told_in_one_line_and_a_scripted_part_is_run():
+    whole = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(whole)
+        part = nn.Sequential(torch.jit.script(whole[:2]), whole[2])
+    for head in (None, "2"):
+        with pytest.raises(fb.InputError, match=r"^no nn.Linear returned|is a RecursiveScript"):
+            fb.select(scripted, X, 2, head=head)
+    for strategy, model in {"margin": scripted, "badge": part}.items():
+        picked = fb.select(model, X, 5, strategy=strategy, seed=0)
+        assert picked.equal(fb.select(whole, X, 5, strategy=strategy, seed=0))
 
 
 def test_tied_and_frozen_weights():
@@ -273,6 +347,45 @@ def test_two_heads_need_one_to_be_named(width):
     )
 
 
+def test_a_second_head_is_no_embedding_though_it_is_as_wide_as_the_features():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 6), nn.Linear(4, 6)
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.first(self.left(x).relu()), self.second(self.right(x).relu())
+
+    torch.manual_seed(0)
+    model = Branches()
+    for _ in range(2):
+        with pytest.raises(fb.InputError, match="outputs of 2 layers: 'first', 'second'; pass"):
+            infer(model, X)
+        for head in (model.first, model.second):  # whose outputs then are equal
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+
+@pytest.mark.parametrize("head", [None, "head"])
+def test_of_a_head_called_twice_the_first_that_is_returned_counts(head):
+    class Twice(nn.Module):
+        def __init__(self, order):
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+            self.order = order
+
+        def forward(self, x):
+            both = self.head(self.left(x)), self.head(self.right(x))
+            return tuple(both[i] for i in self.order)
+
+    for order, part in {(0, 1): "left", (1, 0): "right", (1,): "right"}.items():
+        model = Twice(order)
+        outputs = infer(model, X, head=head)
+        assert torch.equal(outputs.feature_ND, getattr(model, part)(X))
+        assert torch.equal(outputs.logit_NC, model(X)[0])
+
+
 def test_an_embedding_before_logits_of_another_kind():
     model = Two(lambda e, h, left, right: (F.normalize(h) @ torch.ones(7, 3), left))
     with pytest.raises(fb.InputError, match=r"shape \(9, 3\) before the output of 'left'; pass"):
@@ -318,6 +431,18 @@ def test_token_and_pixel_classifiers_say_what_to_pass():
     for strategy in ("badge", "margin"):
         with pytest.raises(fb.InputError, match=message):
             fb.select(model, TOKENS, 2, strategy=strategy)
+    scorers = Tokens(lambda logits, tokens: logits)
+    scorers.score = nn.Linear(6, 1)
+    line = nn.Sequential(nn.Conv1d(1, 4, 1), nn.ReLU(), nn.Conv1d(4, 1, 1))
+    for scorer, pool in ((scorers, TOKENS), (line, torch.randn(8, 1, 5))):
+        for strategy in ("badge", "margin"):
+            with pytest.raises(fb.InputError, match=r"tokens or pixels pass forward=|no nn.Linear"):
+                fb.select(scorer, pool, 2, strategy=strategy)
+    ids = Tokens(lambda logits, tokens: logits[:, 0].argmax(dim=1))
+    with pytest.raises(fb.InputError, match=r"returns torch.int64, no logits; pass forward="):
+        fb.select(ids, TOKENS, 2, strategy="margin")
+    choices = Tokens(lambda logits, tokens: scorers.score(scorers.words(tokens))[..., 0])
+    assert len(fb.select(choices, TOKENS, 2, strategy="margin")) == 2  # one score a choice
     pixels = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
     with pytest.raises(fb.InputError, match=r"shape \(6, 2, 14, 14\) for a batch of 6"):
         fb.select(pixels, images(), 2)
@@ -376,6 +501,7 @@ class Smoothed(nn.CrossEntropyLoss):
     [
         (nn.CrossEntropyLoss(), 3, "multiclass"),
         (F.cross_entropy, 3, "multiclass"),
+        (partial(F.cross_entropy, label_smoothing=0.1), 3, "multiclass"),
         (Smoothed(label_smoothing=0.1), 3, "multiclass"),
         (nn.NLLLoss, 3, "multiclass"),
         (nn.BCEWithLogitsLoss(), 3, "multilabel"),
@@ -393,6 +519,15 @@ def test_the_loss_tells_the_task(loss, outputs, task):
     other = "multilabel" if task == "multiclass" else "multiclass"
     with pytest.raises(fb.InputError, match=f"task is {other} but loss is .*; leave one out"):
         fb.select(model, X, 2, loss=loss, task=other)
+
+
+def test_one_output_of_a_hugging_face_model_may_be_a_regression():
+    model = nn.Linear(4, 1)
+    model.config = SimpleNamespace(num_labels=1, problem_type=None)
+    with pytest.raises(fb.InputError, match=r"num_labels=1 and no problem_type.*task='binary'"):
+        fb.select(model, X, 2)
+    for told in ({"task": "binary"}, {"loss": nn.BCEWithLogitsLoss()}):
+        assert len(fb.select(model, X, 2, **told)) == 2
 
 
 def test_a_loss_that_does_not_tell():

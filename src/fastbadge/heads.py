@@ -90,8 +90,8 @@ class Watcher:
     def _record(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        feature = (*args, *kwargs.values())[0]
-        if not isinstance(output, Tensor):  # somebody's own layer
+        feature = next(iter((*args, *kwargs.values())), None)
+        if not (isinstance(feature, Tensor) and isinstance(output, Tensor)):  # somebody's own layer
             return
         if isinstance(layer, _CONVOLUTIONS):
             axis = _channel_axis(layer)
@@ -104,13 +104,25 @@ class Watcher:
 
 
 def find_head(
-    calls: list[_Call], output: Any, rows: int, model: nn.Module, *, features: bool
+    calls: list[_Call],
+    output: Any,
+    rows: int,
+    model: nn.Module,
+    *,
+    features: bool,
+    given: nn.Module | None = None,
 ) -> Head:
     """The head that a first batch of `rows` shows; with `features` it must be a layer.
+
+    A layer that the user has given is the head, if only it is linear.
 
     Raises:
         InputError: no such layer, several of them, or an output that is not one row an example.
     """
+    if given is not None:
+        if features and calls:
+            _check_linear(calls[-1], model)
+        return Head(given, None)
     tensors = tensors_in(output)
     targets = {
         place: _as_matrix(tensor, rows)
@@ -121,14 +133,15 @@ def find_head(
         raise InputError(_no_matrix(output, tensors, rows))
     for ending in _ENDINGS:
         found = {
-            place: call
+            place: givers
             for place, target_BC in targets.items()
-            if (call := _matching(calls, target_BC, ending)) is not None
+            if (givers := _givers(calls, target_BC, ending))
         }
         if found:
             place = _place_of_logits(found, targets, calls, model)
-            layer = found[place].layer
-            _check_linear(found[place], model)
+            layer = found[place][-1].layer
+            if features:
+                _check_linear(found[place][-1], model)
             # What a layer's output equals needs no watching where no features are wanted.
             watched = features or ending in ("softmax", "sigmoid")
             return Head(layer if watched else None, place, ending)
@@ -140,6 +153,8 @@ def find_head(
             "linear layer; pass forward=lambda model, batch: ... that returns the logits"
         )
     ((place, target_BC),) = targets.items()
+    if any(_scores_tokens(call, tensors[place], rows) for call in calls):
+        raise InputError(_no_matrix(output, tensors, rows))
     if target_BC.shape[1] > 1 and _are_probabilities(target_BC):
         raise InputError(
             "the model returns probabilities, not logits, and not from a linear layer; pass "
@@ -161,8 +176,8 @@ def read_head(
     target_BC = _as_matrix(tensors[place], rows)
     if head.layer is None:
         return target_BC, None
-    for call in reversed(calls):
-        pair = _pair(call, target_BC, head.ending)
+    for call in reversed(calls):  # in the first batch those of other layers too
+        pair = _pair(call, target_BC, head.ending) if call.layer is head.layer else None
         if pair is not None:
             return pair
     raise InputError(
@@ -171,19 +186,22 @@ def read_head(
     )
 
 
-def resolve_head(model: nn.Module, head: str | nn.Module, wrapper: nn.Module) -> Head:
+def resolve_head(model: nn.Module, head: str | nn.Module, wrapper: nn.Module) -> nn.Module:
     """The layer a user names; its output then stands for the logits whatever becomes of it.
+
+    Of several calls, that counts whose output the model returns (the first that it returns), as
+    for a layer that is found; where none is, the last.
 
     Its name may be that in the model, or that in what the model is wrapped in.
     """
-    modules = dict(wrapper.named_modules(remove_duplicate=False))
+    modules: dict[str, nn.Module] = dict(wrapper.named_modules(remove_duplicate=False))
     modules |= dict(model.named_modules(remove_duplicate=False))
     if isinstance(head, str):
         found, name = modules.get(head), repr(head)
     else:
         found, name = next((m for m in modules.values() if m is head), None), "that module"
     if found is not None and _is_linear(found):
-        return Head(found, None)
+        return found
     reason = "is not in the model" if found is None else f"is a {type(found).__name__}"
     raise InputError(
         f"head={name} {reason}; expected an nn.Linear or a 1x1 convolution, and the model has "
@@ -226,6 +244,8 @@ def _is_linear(module: nn.Module) -> bool:
             (0,) * len(module.stride),
         )
         return whole and {*module.kernel_size, *module.stride} == {1}
+    if isinstance(module, torch.jit.ScriptModule):  # takes no hook
+        return False
     # Quantised layers and adapters are no nn.Linear, but have its attributes.
     return all(isinstance(getattr(module, n, None), int) for n in ("in_features", "out_features"))
 
@@ -244,6 +264,8 @@ def _one_row_each(output: Tensor) -> bool:
 
 def _is_matrix(tensor: Tensor, rows: int, alone: bool) -> bool:
     """Whether it is one row an example, axes of length 1 aside."""
+    if not tensor.is_floating_point():  # class ids
+        return False
     if tensor.ndim == 0:  # squeezed by the model; a loss where there are others
         return rows == 1 and alone
     if len(tensor) == rows and sum(length > 1 for length in tensor.shape[1:]) <= 1:
@@ -255,9 +277,21 @@ def _as_matrix(tensor: Tensor, rows: int) -> Tensor:
     return tensor.detach().reshape(rows, -1)
 
 
-def _matching(calls: list[_Call], target_BC: Tensor, ending: Ending) -> _Call | None:
-    """The last call that gave `target_BC`."""
-    return next((c for c in reversed(calls) if _pair(c, target_BC, ending) is not None), None)
+def _givers(calls: list[_Call], target_BC: Tensor, ending: Ending) -> list[_Call]:
+    """The calls that gave `target_BC`, in order; not of a module that holds one that did too.
+
+    Many an MLP has the attributes of a linear layer, and returns what its last layer does.
+    """
+    givers = [call for call in calls if _pair(call, target_BC, ending) is not None]
+    layers = {call.layer for call in givers}
+    return [call for call in givers if layers.isdisjoint({*call.layer.modules()} - {call.layer})]
+
+
+def _scores_tokens(call: _Call, tensor: Tensor, rows: int) -> bool:
+    """Whether a tensor of shape [rows, T, 1] is one score a token, not T classes."""
+    if call.output.shape[-1] > 1 or tensor.ndim < 3 or call.output.numel() != tensor.numel():
+        return False
+    return tensor.numel() > rows and _identical(call.output.flatten(), tensor.flatten())
 
 
 def _pair(call: _Call, target_BC: Tensor, ending: Ending) -> tuple[Tensor, Tensor] | None:
@@ -312,13 +346,16 @@ def _are_probabilities(target_BC: Tensor) -> bool:
 
 
 def _place_of_logits(
-    found: dict[int, _Call], targets: dict[int, Tensor], calls: list[_Call], model: nn.Module
+    found: dict[int, list[_Call]], targets: dict[int, Tensor], calls: list[_Call], model: nn.Module
 ) -> int:
     """Which of the tensors that linear layers gave is the logits."""
-    place = max(found, key=lambda place: _index(calls, found[place]))
-    last = found[place]
-    place = next(p for p in found if found[p].layer is last.layer)  # a head called twice: the first
-    heads = {id(call.layer): call for call in found.values() if not _feeds(call, last)}
+    place = max(found, key=lambda place: _index(calls, found[place][-1]))
+    last = found[place][-1]
+    # A head called twice: the first that the model returns.
+    place = next(p for p in found if found[p][-1].layer is last.layer)
+    # Of one tensor the last giver is the head; of several, each may be (zeros, before training).
+    givers = [c for each in found.values() for c in (each if len(found) > 1 else each[-1:])]
+    heads = {id(call.layer): call for call in givers if not _feeds(call, last)}
     if len(heads) > 1:
         names = [_name(call.layer, model) for call in heads.values()]
         raise InputError(
@@ -345,27 +382,34 @@ def _index(calls: list[_Call], call: _Call) -> int:
 
 
 def _feeds(call: _Call, last: _Call) -> bool:
-    """Whether it may be an embedding that the last layer reads, rather than a second head."""
-    return (
-        call.layer is not last.layer
-        and call.output.shape[-1] == last.feature.shape[-1]
-        and not (call.feature.shape == last.feature.shape and call.feature.equal(last.feature))
-    )
+    """Whether it is an embedding that the last layer reads, as it is or after a ReLU."""
+    if call.layer is last.layer or call.output.numel() != last.feature.numel():
+        return False
+    output = call.output.reshape(last.feature.shape)
+    return any(_close(read, last.feature) for read in (output, output.relu()))
 
 
 def _check_linear(call: _Call, model: nn.Module) -> None:
-    """Refuse a layer of somebody's own that looks linear and is not (a cosine classifier)."""
+    """Refuse a module of somebody's own that looks linear and is not (a cosine classifier, an MLP).
+
+    W h + b is f with f(g + h) + f(0) = f(g) + f(h).
+    """
     layer = call.layer
     if type(layer).forward in _LINEAR_FORWARDS:
         return
-    feature = call.feature[:8]
+    # Four times the features: a tanh of small numbers is all but linear. The second are their
+    # mirror image, so that a single row will do, with the other sign, for layers that end in a
+    # ReLU or begin with one, and of another size, for odd functions of the direction alone.
+    left = 4 * call.feature[:8]
+    right = left.flip(-1) / -2
+    inputs = torch.cat([left, right, left + right, torch.zeros_like(left)])
     if isinstance(layer, _CONVOLUTIONS):
-        feature = feature.movedim(-1, _channel_axis(layer))
+        inputs = inputs.movedim(-1, _channel_axis(layer))
     with torch.no_grad():
-        whole, half, none = (layer.forward(feature * share) for share in (1.0, 0.5, 0.0))
-    gap = float((half - (whole + none) / 2).abs().amax())
+        of_left, of_right, of_sum, of_zero = layer.forward(inputs).chunk(4)
+    gap = float((of_sum + of_zero - of_left - of_right).abs().amax())
     # Dynamically quantised layers round their input to a 256th of its range.
-    if gap > 0.05 * float((whole - none).abs().amax()):
+    if gap > 0.05 * float((of_left - of_zero).abs().amax()):
         raise InputError(
             f"{_name(layer, model)} is a {type(layer).__name__}, which is not W h + b, so its "
             "gradient has no two factors; use select_from_arrays with factors of your own"
@@ -375,14 +419,15 @@ def _check_linear(call: _Call, model: nn.Module) -> None:
 def _read_given(
     layer: nn.Module, calls: list[_Call], output: Any, rows: int, model: nn.Module
 ) -> tuple[Tensor, Tensor]:
+    for tensor in tensors_in(output):
+        if _is_matrix(tensor, rows, alone=False):
+            for call in reversed(calls):
+                pair = _pair(call, _as_matrix(tensor, rows), "")
+                if pair is not None:
+                    return pair
     if calls and calls[-1].output.numel() == rows * calls[-1].output.shape[-1]:
         call = calls[-1]
         return call.output.reshape(rows, -1), call.feature.reshape(rows, -1)
-    for tensor in tensors_in(output) if calls else ():
-        if _is_matrix(tensor, rows, alone=False):
-            pair = _pair(calls[-1], _as_matrix(tensor, rows), "")
-            if pair is not None:
-                return pair
     raise InputError(
         f"head {_name(layer, model)} gave no row of logits an example (not called, or called on "
         f"tokens or pixels that the model neither averages nor takes one of); pass another: the "
@@ -395,6 +440,17 @@ def _no_matrix(output: Any, tensors: list[Tensor], rows: int) -> str:
         return (
             f"the model returns a {type(output).__name__} in which no logits were found; expected "
             "a tensor or something with .logits; pass forward=lambda model, batch: ..., or head="
+        )
+    if not any(tensor.is_floating_point() for tensor in tensors):
+        return (
+            f"the model returns {tensors[0].dtype}, no logits; pass forward=lambda model, batch: "
+            "... that returns them, or head= with the layer that gives them"
+        )
+    if any(0 < len(tensor) < rows for tensor in tensors if tensor.ndim == 2):
+        lengths = " and ".join(str(len(tensor)) for tensor in tensors if tensor.ndim)
+        return (
+            f"the model returns {lengths} rows for a batch of {rows} examples; expected one for "
+            "each: the collate_fn, or the model, leaves some out"
         )
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors[:3])
     return (

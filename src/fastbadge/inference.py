@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -200,7 +201,8 @@ def iterate_outputs(
     and watched, until the generator is exhausted or closed.
     """
     wrapper, model = model, _unwrapped(model)
-    found = None if head is None else resolve_head(model, head, wrapper)
+    given = None if head is None else resolve_head(model, head, wrapper)
+    found: Head | None = None
     most_rows = sys.maxsize
     with _evaluating(model, device) as place, closing(Watcher()) as watcher:
 
@@ -211,7 +213,9 @@ def iterate_outputs(
                 with _modes(place, amp):
                     output = _run(model, moved(part, place), forward)
                     calls = watcher.take()
-                    head = found or find_head(calls, output, rows, model, features=features)
+                    head = found or find_head(
+                        calls, output, rows, model, features=features, given=given
+                    )
                     return head, *read_head(head, calls, output, rows, model)
             except torch.OutOfMemoryError:
                 if rows == 1 or rows_of(part, slice(1), rows) is part:
@@ -219,7 +223,7 @@ def iterate_outputs(
                 watcher.take()
                 return None
 
-        watcher.watch(linear_layers(model).values() if found is None else _layers(found))
+        watcher.watch(linear_layers(model).values() if given is None else [given])
         for rows, batch in batches:
             start = 0
             while start < rows:
@@ -252,11 +256,20 @@ def task_of(model: nn.Module, task: Task | None, loss: Any) -> Task | None:
     >>> task_of(nn.Linear(2, 3), None, nn.BCEWithLogitsLoss())
     'multilabel'
     """
-    problem = getattr(getattr(_unwrapped(model), "config", None), "problem_type", None)
+    config = getattr(_unwrapped(model), "config", None)
+    problem = getattr(config, "problem_type", None)
+    while isinstance(loss, partial):
+        loss = loss.func
     if loss is None:
         if problem == "regression" and task is None:
             raise InputError(
                 "the model's config.problem_type is regression; pass task= if it is a classifier"
+            )
+        unsaid = problem is None and hasattr(config, "problem_type")
+        if unsaid and task is None and getattr(config, "num_labels", None) == 1:
+            raise InputError(
+                "the model's config has num_labels=1 and no problem_type, which transformers "
+                "trains as regression; pass task='binary' if it is a classifier"
             )
         return "multilabel" if task is None and problem == "multi_label_classification" else task
     kind = loss if isinstance(loss, type) or inspect.isroutine(loss) else type(loss)
