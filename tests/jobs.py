@@ -137,6 +137,25 @@ def same_in_a_ddp_model(digits: np.ndarray) -> bool:
     return torch.equal(picked, fb.select(mlp(), x, 20, batch_size=100, seed=1, group=False))
 
 
+def after_uneven_training(digits: np.ndarray) -> dict[str, object]:
+    """Batch normalisation has seen other data in each process: the picks are the first one's."""
+    x, rank, size = torch.from_numpy(digits[:300]), dist.get_rank(), dist.get_world_size()
+    model = nn.parallel.DistributedDataParallel(mlp())
+    model(x[rank::size] * (1 + rank)).sum().backward()
+    own = [buffer.clone() for buffer in model.buffers()]
+    ids = [id(buffer) for buffer in model.buffers()]
+    said: dict[str, object] = {"mean": float(own[0].mean())}
+    for name, passed in {"wrapped": model, "inside": model.module}.items():
+        said[name] = fb.select(passed, x, 20, batch_size=100, seed=1).tolist()
+    said["alone"] = fb.select(model, x, 20, batch_size=100, seed=1, group=False).tolist()
+    bad = x.clone()
+    bad[250] = float("nan")
+    said["raised"] = raised(fb.select, model, bad, 20, batch_size=100)
+    said["put back"] = all(map(torch.equal, own, model.buffers()))
+    said["the same"] = ids == [id(buffer) for buffer in model.buffers()]
+    return said
+
+
 def random_pools(count: int):
     """Gradients as they come and as they should not, with where the shards begin."""
     rng = np.random.default_rng(0)
@@ -251,6 +270,16 @@ def errors(digits: np.ndarray) -> dict[str, str]:
     bad[1700] = float("nan")  # in the last shard
     attempt("nan", x=bad, labeled=[0])
     attempt("two models", model=nn.Linear(64, 10 + rank))
+    other = mlp()
+    with torch.no_grad():
+        other[0].weight[3, 5] += 0.001 * rank
+    attempt("weights", model=other)
+    loaders = [DataLoader(TensorDataset(x), batch_size=rows) for rows in (64, 100)]
+    attempt("loaders", x=loaders[rank % 2])
+    attempt("tensor or loader", x=(x, loaders[0])[rank % 2])
+    attempt("numbers of NumPy", k=(5, np.int64(5))[rank % 2], seed=(0, np.int64(0))[rank % 2])
+    widths = fb.GradientEmbedding(torch.rand(50, 3), torch.rand(50, 3 + rank))
+    said["widths"] = raised(lambda: fb.kmeans_pp(fb.ShardedPool(widths), 5, seed=0))
     emb = fb.GradientEmbedding(torch.rand(500, 3), torch.rand(500, 3))
     said["disk"] = raised(lambda: fb.kmeans_pp(fb.ShardedPool(BrokenDisk(emb)), 50, seed=0))
     said["no rows"] = raised(fb.ShardedPool, None)
@@ -263,6 +292,7 @@ def two_processes(digits: np.ndarray, folder: Path) -> dict[str, object]:
     return {
         "selections": selections(digits, folder),
         "ddp": same_in_a_ddp_model(digits),
+        "uneven": after_uneven_training(digits),
         "pools": pools_with_other_picks(folder),
         "errors": errors(digits),
         "unseeded": [fb.select(mlp(), x, 10).tolist() for _ in range(2)],
@@ -272,11 +302,19 @@ def two_processes(digits: np.ndarray, folder: Path) -> dict[str, object]:
 
 def spread_model(x: torch.Tensor) -> list[str]:
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
 
-    model = fully_shard(mlp(), mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    model = fully_shard(mlp(), mesh=mesh)
     alone = fb.select(model, x, 10, seed=0, group=False)
     assert alone.equal(fb.select(mlp(), x, 10, seed=0, group=False))
-    return [raised(fb.select, model, x, 10)]
+    layers = {"0": ColwiseParallel(), "3": RowwiseParallel()}
+    parallel = parallelize_module(mlp(), mesh, layers)
+    return [raised(fb.select, model, x, 10), raised(fb.select, parallel, x, 10, strategy="margin")]
 
 
 def three_processes(digits: np.ndarray, folder: Path) -> dict[str, object]:

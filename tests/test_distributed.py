@@ -70,6 +70,16 @@ def test_a_data_parallel_model_with_buffers_does_not_hang(request, job):
     assert [process["ddp"] for process in survivors(request, job)] == [True, True]
 
 
+def test_all_choose_with_the_buffers_of_the_first_and_keep_their_own(two):
+    first, second = (process["uneven"] for process in two)
+    assert first["mean"] != second["mean"]  # what they have seen is not the same
+    for process in (first, second):
+        assert process["wrapped"] == process["inside"] == first["alone"]
+        assert process["put back"] and process["the same"]
+    assert second["alone"] != first["alone"]
+    assert "position 250" in first["raised"] and "position 250" in second["raised"]
+
+
 def test_without_a_seed_all_draw_the_same_and_each_time_anew(two):
     first, second = two[0]["unseeded"]
     assert two[1]["unseeded"] == [first, second]
@@ -85,7 +95,12 @@ def test_without_a_seed_all_draw_the_same_and_each_time_anew(two):
         ("labeled", "InputError: labeled is 'all but 1796, checksum "),
         ("strategy", "InputError: strategy is 'badge' in process 0 but 'margin' in process 1"),
         ("unsplittable", "InputError: strategy 'badge_subset' has to see the whole pool and canno"),
-        ("two models", "InputError: the processes hold factors of (C, D, dtype) (10, 64, torch.f"),
+        ("two models", "InputError: model is 'of weights with checksum "),
+        ("weights", "InputError: model is 'of weights with checksum "),
+        ("loaders", "InputError: batch_size is 64 in process 0 but 100 in process 1"),
+        ("tensor or loader", "InputError: batch_size is 100 in process 0 but 64 in process 1"),
+        ("numbers of NumPy", "nothing"),
+        ("widths", "InputError: the processes hold factors of (C, D, dtype) (3, 3, torch.f"),
         ("no rows", "InputError: no process has a row of the pool"),
         ("nothing", "nothing"),
     ],
@@ -115,6 +130,7 @@ def test_the_others_are_told_who_failed_and_why(two, what, guilty, own, others):
 def test_a_model_spread_over_the_processes_is_refused(two):
     for process in two:
         assert "spread over the processes (FSDP)" in process["spread"][0]
+        assert "spread over the processes (DTensor" in process["spread"][1]
 
 
 def test_a_group_of_some_processes(two, three):

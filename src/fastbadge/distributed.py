@@ -8,17 +8,20 @@ DistributedError with its words. Nobody waits for someone who has left.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch import distributed as dist
+from torch.nn.parameter import is_lazy
 
 from fastbadge.errors import DistributedError, InputError
+from fastbadge.inputs import is_whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -112,7 +115,9 @@ class Job:
         if self.size == 1:
             return
         state = generator.get_state() if self.rank == 0 else None
-        said = self.gather(({name: repr(value) for name, value in arguments.items()}, state))
+        # int(): of equal numbers NumPy's have another repr.
+        words = {n: repr(int(v) if is_whole(v) else v) for n, v in arguments.items()}
+        said = self.gather((words, state))
         for name, first in said[0][0].items():
             for rank, (values, _) in enumerate(said):
                 if values[name] != first:
@@ -205,6 +210,75 @@ def check_whole(model: nn.Module) -> None:
                 "the model's parameters are spread over the processes (FSDP), which then must run "
                 "it in step; pass group=False, and each runs it over the whole pool"
             )
+    if any("DTensor" in {kind.__name__ for kind in type(p).__mro__} for p in model.parameters()):
+        raise InputError(
+            "the model's parameters are spread over the processes (DTensor, as for tensor "
+            "parallelism), which then must run it in step; pass a whole model"
+        )
+
+
+def checksum(tensors: Iterable[Tensor]) -> str:
+    """Eight digits that tell apart what was trained apart: of the sum of the bits of each tensor.
+
+    >>> checksum([torch.ones(2), torch.ones(2)]) == checksum([torch.ones(2), torch.zeros(2)])
+    False
+    """
+    # Integers, whose sum does not depend on the order of additions, and so not on threads.
+    sums = [_bits(tensor).sum(dtype=torch.int64).cpu() for tensor in tensors if not is_lazy(tensor)]
+    return f"{crc32(torch.tensor(sums, dtype=torch.int64).numpy().data):08x}"
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    dense = tensor.detach().to_dense()
+    if dense.is_complex():
+        dense = torch.view_as_real(dense)
+    return dense.view(
+        {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dense.itemsize]
+    )
+
+
+@contextmanager
+def lent_buffers(job: Job, model: nn.Module) -> Iterator[None]:
+    """Let every process run the model with the first one's buffers, and give back its own.
+
+    What batch normalisation has seen in training is not the same in each. Nothing but a checksum
+    travels where it is.
+
+    Raises:
+        InputError: the buffers of some process have other shapes.
+    """
+    with job.together():
+        own = [
+            (module, name, buffer)
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+        ours = checksum(buffer for _, _, buffer in own)
+    if len(set(job.gather(ours))) == 1:
+        yield
+        return
+    lent = job.gather([buffer.cpu() for _, _, buffer in own] if job.rank == 0 else None)[0]
+    with job.together():
+        assert lent is not None
+        if [b.shape for b in lent] != [b.shape for _, _, b in own]:
+            raise InputError(
+                "the model's buffers have other shapes than in process 0; pass the same model in "
+                "every process, or group=False"
+            )
+    try:
+        for (module, name, buffer), other in zip(own, lent, strict=True):
+            setattr(module, name, other.to(buffer.device))
+        yield
+    finally:
+        try:
+            _set_buffers(own)
+        finally:  # again, as Ctrl-C may have come between
+            _set_buffers(own)
+
+
+def _set_buffers(buffers: Iterable[tuple[nn.Module, str, Tensor]]) -> None:
+    for module, name, buffer in buffers:
+        setattr(module, name, buffer)
 
 
 @contextmanager

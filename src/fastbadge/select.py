@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader
 
-from fastbadge.batches import Pool, pool_size
-from fastbadge.distributed import Group, Job, Shard, check_whole, silent
+from fastbadge.batches import Pool, pool_size, rows_a_batch
+from fastbadge.distributed import Group, Job, Shard, check_whole, checksum, lent_buffers, silent
 from fastbadge.dropout import fixed_dropout
 from fastbadge.errors import InputError
 from fastbadge.gradients import GradientEmbedding, Task, resolve_task, sigmoid
@@ -127,7 +126,9 @@ def select(
         label_L = _labels_of(known_L, labels)
         draw = resolve_generator(seed, generator)
         task = task_of(model, task, loss)
-        shard = _shard(job, registered, model, pool, len(position_N), batch_size)
+        step = rows_a_batch(pool, batch_size)
+        shard = _shard(job, registered, model, len(position_N), step)
+        weights = "" if shard is None or not registered.needs else checksum(model.parameters())
     ours = position_N
     if shard is not None:
         ours = position_N[shard.start : shard.stop]
@@ -140,7 +141,8 @@ def select(
             seed=seed,
             task=task,
             include_bias=include_bias,
-            batch_size=batch_size,
+            batch_size=step,
+            model=f"of weights with checksum {weights}",
         )
     run = partial(
         infer_batches,
@@ -176,6 +178,8 @@ def select(
             yield _probabilities(logit_NC, resolved)(slice(0, len(position_N)))
 
     with ExitStack() as scratch:
+        if shard is not None and registered.needs:
+            scratch.enter_context(lent_buffers(job, model))
         with job.together(), silent(model):
             room = factors_dir if factors else None
             view = see(ours, scratch.enter_context(_scratch_directory(room)))
@@ -365,9 +369,7 @@ def select_from_arrays(
     return _choose(registered, view, k, draw, position_N)
 
 
-def _shard(
-    job: Job, registered: Registered, model: nn.Module, pool: Pool, N: int, batch_size: int
-) -> Shard | None:
+def _shard(job: Job, registered: Registered, model: nn.Module, N: int, step: int) -> Shard | None:
     """This process's part of the N examples; None where it works alone."""
     if job.size == 1:
         return None
@@ -378,11 +380,8 @@ def _shard(
         )
     if registered.needs:
         check_whole(model)
-    if isinstance(pool, DataLoader):
-        assert pool.batch_size is not None
-        batch_size = pool.batch_size
     # Whole batches, so that each is what a single process would run, to the bit.
-    return Shard.of(job, N, max(1, batch_size))
+    return Shard.of(job, N, max(1, step))
 
 
 def _gather(
