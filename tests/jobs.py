@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastbadge as fb
+from fastbadge import kmeanspp
+from fastbadge.distributed import Job
 from fastbadge.pools import ArrayPool, SubsetPool, write_pool
 
 SECONDS = 60  # no job takes half of it
@@ -214,6 +216,35 @@ def pools_with_other_picks(folder: Path) -> list[str]:
     return wrong
 
 
+class Counted(Job):
+    """Counts the bytes it sends."""
+
+    sent = 0
+
+    def _to_all(self, ours, counts):
+        Counted.sent += ours.nbytes * (self.size - 1)
+        return super()._to_all(ours, counts)
+
+
+def traffic(k: int) -> tuple[int, list[int]]:
+    """Bytes that all processes send where hundreds of proposals are rejected for a pick; picks."""
+    generator = torch.Generator().manual_seed(0)
+    error_NC = torch.randn(20, 5, generator=generator)[torch.arange(4000) % 20]
+    feature_ND = torch.randn(20, 8, generator=generator)[torch.arange(4000) % 20]
+    feature_ND += 0.1 * torch.randn(4000, 8, generator=generator)
+    emb = fb.GradientEmbedding(error_NC, feature_ND)
+    cost, kmeanspp._COST_OF_NUMBER = kmeanspp._COST_OF_NUMBER, 10**6  # weights are never renewed
+    try:
+        if not dist.is_initialized():
+            return 0, fb.kmeans_pp(emb, k, seed=0).tolist()
+        pool = fb.ShardedPool(part_of(emb, np.array([1500, 2000])))
+        pool.job, Counted.sent = Counted(), 0
+        picked = fb.kmeans_pp(pool, k, seed=0).tolist()
+    finally:
+        kmeanspp._COST_OF_NUMBER = cost
+    return sum(Job().gather(Counted.sent)), picked
+
+
 class Failing(nn.Module):
     """Raises, hangs or dies in its forward pass, in one process."""
 
@@ -294,6 +325,7 @@ def two_processes(digits: np.ndarray, folder: Path) -> dict[str, object]:
         "ddp": same_in_a_ddp_model(digits),
         "uneven": after_uneven_training(digits),
         "pools": pools_with_other_picks(folder),
+        "traffic": traffic(100),
         "errors": errors(digits),
         "unseeded": [fb.select(mlp(), x, 10).tolist() for _ in range(2)],
         "spread": spread_model(x),

@@ -65,6 +65,14 @@ def test_any_shards_of_any_pool_give_the_picks_of_the_whole(request, job):
     assert [process["pools"] for process in survivors(request, job)] == [[], []]
 
 
+def test_what_is_rejected_does_not_travel(two):
+    k, bytes_a_row = 100, 40 + 4 * (5 + 8)
+    _, picked = jobs.traffic(k)
+    for sent, picked_together in (process["traffic"] for process in two):
+        assert picked_together == picked
+        assert sent < 5 * k * bytes_a_row  # 91 times k where all that is drawn travels
+
+
 @pytest.mark.parametrize("job", ["two", "three"])
 def test_a_data_parallel_model_with_buffers_does_not_hang(request, job):
     assert [process["ddp"] for process in survivors(request, job)] == [True, True]
@@ -197,10 +205,11 @@ def test_trees_that_hold_parts_draw_like_one_that_holds_all(weight, borders, see
         drawn = [part.draw(uniform_B) for part in parts]
         assert all((holder(drawn_B) == holder(row_B)).all() for drawn_B in drawn)
         assert [drawn[h][i] for i, h in enumerate(holder(row_B))] == row_B.tolist()
-        # Lower them, each tree after it has heard of those that it does not hold.
-        path_BL = np.concatenate([parts[holder(row_B[[i]])[0]].path(row_B[[i]]) for i in range(30)])
-        lowered_B = rng.random(30) * path_BL[:, 0]
+        # Lower them, each tree those that it holds, and tell the sums.
+        lowered_B = rng.random(30) * whole.weight_N[row_B]
         whole.lower(row_B, lowered_B)
+        for i, part in enumerate(parts):
+            part.lower(row_B[holder(row_B) == i], lowered_B[holder(row_B) == i])
+        sums = [parts[h].sums(told[[i]])[0] for i, h in enumerate(holder(first_row))]
         for part in parts:
-            part.hear(row_B, path_BL)
-            part.lower(row_B, lowered_B)
+            part.tell(told, np.array(sums))

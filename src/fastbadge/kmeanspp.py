@@ -156,7 +156,7 @@ def _kmeans_pp(
         picks = [int(torch.randint(len(pool), (1,), generator=generator, device="cpu"))]
     new_centres = pool.rows(np.array(picks))
     # That no pick is repeated rests on no arithmetic: here and in `_walk` what is taken weighs 0.
-    pool.lower(np.array(picks), np.zeros(1))
+    pool.take(picks[0])
     acceptance = 0.7  # of proposals from weights that are up to date; measured as we go
     with progress_bar(k, "k-means++", "picks", show=progress) as advance:
         advance(1)
@@ -188,11 +188,11 @@ def _walk(
     centres = GrowingRows()
     wasted, size = 0.0, _BLOCK_SIZES[0]
     while pool.total > 0:
-        proposals = pool.draw(_uniform(size, generator), centres.rows if accepted else None)
-        bar_B = _uniform(size, generator) * proposals.drawn_from_B
+        uniform_B, share_B = _uniform(size, generator), _uniform(size, generator)
+        proposals = pool.draw(uniform_B, share_B, centres.rows if accepted else None)
         rows, row_B = proposals.rows, proposals.row_B
         taken, weight_B = pool.arithmetic.accept(
-            bar_B, proposals.weight_B, rows, need - len(accepted)
+            proposals.bar_B, proposals.weight_B, rows, need - len(accepted)
         )
         # A row may be proposed twice in a block: taken once, it is at distance 0 from itself.
         taken = taken[np.sort(np.unique(row_B[taken], return_index=True)[1])]
@@ -201,7 +201,7 @@ def _walk(
         advance(len(taken))
         if len(accepted) == need:
             break
-        pool.lower(row_B, weight_B)
+        pool.lower(proposals, weight_B, taken)
 
         share = (len(taken) + 0.5) / (size + 0.5)
         if size == _BLOCK_SIZES[0]:

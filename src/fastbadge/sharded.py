@@ -1,14 +1,19 @@
 """A pool over several processes, each of which holds some of its rows and nothing of the others'.
 
-A pass over the pool ends with an exchange of the sums of the few largest subtrees whose rows lie in
-one process. So all draw the same rows with the same random numbers. The process that holds a row
-brings it to all, with its weight and the sums beside the way up from it, so that all lower it alike
-and know the new sums without another exchange: one for each block of proposals, as each costs the
-latency of the network. Acceptance is computed by each, to the bit as by one process alone. Traffic
-grows with what is drawn, not with the rows of the pool.
+Each holds the weights of its own rows and knows, of the others', the sums of the few largest
+subtrees whose rows lie in one process: so all draw the same rows with the same random numbers. Of a
+block of proposals each first says how many of its own may be accepted, being above the bar after
+the centres so far. These it brings to all, and all accept alike, to the bit as one process alone.
+Then each lowers its own rows, the hopeless ones too, and tells the sums. That is three exchanges a
+block, each of which costs the latency of the network; but traffic grows with what is accepted, not
+with the rows of the pool.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -116,29 +121,63 @@ class ShardedWeights:
 
     def rows(self, row_B: NDArray[np.int64]) -> Rows:
         """Some gradients, brought here from the processes that hold them."""
-        return self._bring(row_B, None)[0].rows
+        counts = np.bincount(self._holder(row_B), minlength=self._job.size).tolist()
+        share_B = np.ones(len(row_B))
+        return self._bring(counts, lambda: self._propose(row_B, share_B, None)).rows
 
     def update(self, centres: Rows) -> None:
         """Lower every weight to the squared distance to the nearest of these centres."""
+        self._tell(lambda: bring_up_to_date(self._tree, self._pool, centres))
 
-        def work() -> Tensor:
-            bring_up_to_date(self._tree, self._pool, centres)
+    def take(self, row: int) -> None:
+        """Let a row weigh nothing, before the first update."""
+        if self._holder(np.array([row]))[0] == self._job.rank:
+            self._tree.lower(np.array([row]), np.zeros(1))
+
+    def draw(
+        self, uniform_B: NDArray[np.float64], share_B: NDArray[np.float64], centres: Rows | None
+    ) -> Proposals:
+        """One row per uniform number in [0, 1), and its weight after these centres.
+
+        Those that are hopeless stay where they are.
+        """
+        row_B = self._tree.draw(uniform_B)
+        parts: list[Proposals] = []  # of what this process holds: with hope, without
+
+        def count() -> Tensor:
+            ours = self._propose(row_B, share_B, centres)
+            hope = ours.bar_B < ours.weight_B
+            parts.extend(ours[np.flatnonzero(some)] for some in (hope, ~hope))
+            return torch.tensor([hope.sum()], dtype=torch.int32, device="cpu")
+
+        counts = self._job.share([1] * self._job.size, count).tolist()
+        return replace(self._bring(counts, lambda: parts[0]), hopeless=parts[1])
+
+    def lower(
+        self, proposals: Proposals, weight_B: NDArray[np.float64], taken: NDArray[np.int64]
+    ) -> None:
+        """Lower the weights of all rows drawn to those after a walk that took some of them."""
+
+        def work() -> None:
+            ours = self._holder(proposals.row_B) == self._job.rank
+            self._tree.lower(proposals.row_B[ours], weight_B[ours])
+            left = proposals.hopeless
+            assert left is not None
+            self._tree.lower(left.row_B, _after(left, proposals[taken], self.arithmetic))
+
+        self._tell(work)
+
+    def _tell(self, work: Callable[[], None]) -> None:
+        """Do some work on the weights of this process's rows, and let all know the sums."""
+
+        def sums() -> Tensor:
+            work()
             ours = self._told[self._told_by[self._job.rank]]
             return torch.from_numpy(self._tree.sums(ours).view(np.int32))
 
         counts = [2 * (part.stop - part.start) for part in self._told_by]
-        words = self._job.share(counts, work)
+        words = self._job.share(counts, sums)
         self._tree.tell(self._told, words.cpu().view(torch.float64).numpy())
-
-    def draw(self, uniform_B: NDArray[np.float64], centres: Rows | None) -> Proposals:
-        """One row per uniform number in [0, 1), and its weight after these centres."""
-        proposals, path_BL = self._bring(self._tree.draw(uniform_B), centres)
-        self._tree.hear(proposals.row_B, path_BL)
-        return proposals
-
-    def lower(self, row_B: NDArray[np.int64], weight_B: NDArray[np.float64]) -> None:
-        """Lower the weights of rows just drawn; repeats allowed. Each process does so alone."""
-        self._tree.lower(row_B, weight_B)
 
     def _holder(self, row_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rank that holds each row; a rank without rows starts where the next one does."""
@@ -150,43 +189,58 @@ class ShardedWeights:
         ends = np.cumsum(np.bincount(holder_B, minlength=self._job.size)).tolist()
         return np.argsort(holder_B, kind="stable"), list(map(slice, [0, *ends[:-1]], ends))
 
-    def _bring(
-        self, row_B: NDArray[np.int64], centres: Rows | None
-    ) -> tuple[Proposals, NDArray[np.float64]]:
-        """Rows of all processes and their paths, sent by the process that holds each."""
-        order, parts = self._by_holder(row_B)
+    def _propose(
+        self, row_B: NDArray[np.int64], share_B: NDArray[np.float64], centres: Rows | None
+    ) -> Proposals:
+        """Those of the rows drawn that this process holds."""
+        place_B = np.flatnonzero(self._holder(row_B) == self._job.rank)
+        ours_B = row_B[place_B]
+        own_B = ours_B - self._start
+        ours = propose(self._pool, own_B, self._tree.weight_N[own_B], share_B[place_B], centres)
+        return replace(ours, row_B=ours_B, place_B=place_B)
+
+    def _bring(self, counts: list[int], ours: Callable[[], Proposals]) -> Proposals:
+        """The proposals of all processes, so many of each, in the order of drawing."""
         none = self._pool.rows(slice(0, 0))
-        # Its number, path, weight, squared norm and factors.
-        columns = [1, self._tree.path_length, 1, 1, self._pool.pool.num_classes]
-        columns.append(self._pool.pool.num_features)
-        dtypes = [torch.int64, *3 * [torch.float64], none.error_BC.dtype, none.feature_BD.dtype]
+        # Its place, row, bar, weight, squared norm and factors.
+        columns = [*5 * [1], self._pool.pool.num_classes, self._pool.pool.num_features]
+        dtypes = [*2 * [torch.int64], *3 * [torch.float64]]
+        dtypes += [none.error_BC.dtype, none.feature_BD.dtype]
         widths = [n * t.itemsize // 4 for n, t in zip(columns, dtypes, strict=True)]
 
         def work() -> Tensor:
-            ours_B = row_B[order[parts[self._job.rank]]]
-            if len(ours_B) == 0:
-                return torch.empty(0, dtype=torch.int32, device="cpu")
-            path_BL = self._tree.path(ours_B)
-            p = propose(self._pool, ours_B - self._start, path_BL[:, 0].copy(), centres)
-            numbers = map(torch.from_numpy, (ours_B, path_BL, p.weight_B))
+            p = ours()
+            numbers = map(torch.from_numpy, (p.place_B, p.row_B, p.bar_B, p.weight_B))
             values = (*numbers, p.rows.sqnorm_B, p.rows.error_BC, p.rows.feature_BD)
             device = self._job.device
             return torch.cat([_reread(x, torch.int32).to(device) for x in values], dim=1).flatten()
 
-        counts = [(part.stop - part.start) * sum(widths) for part in parts]
-        words_BW = self._job.share(counts, work).view(len(row_B), -1)
-        words_BW = words_BW[torch.from_numpy(np.argsort(order)).to(words_BW.device)]
-        found = map(_reread, torch.split(words_BW, widths, dim=1), dtypes)
-        place = none.sqnorm_B.device
-        row_B1, path, weight_B1, sqnorm_B1, error_BC, feature_BD = found
-        path_BL = path.cpu().numpy()
-        proposals = Proposals(
-            row_B1[:, 0].cpu().numpy(),
-            path_BL[:, 0].copy(),
-            weight_B1[:, 0].cpu().numpy(),
-            Rows(error_BC.to(place), feature_BD.to(place), sqnorm_B1[:, 0].to(place)),
-        )
-        return proposals, path_BL
+        words = self._job.share([count * sum(widths) for count in counts], work)
+        words_BW = words.view(sum(counts), sum(widths))
+        found = list(map(_reread, torch.split(words_BW, widths, dim=1), dtypes))
+        place_B, row_B, bar_B, weight_B = (column[:, 0].cpu().numpy() for column in found[:4])
+        sqnorm_B1, error_BC, feature_BD = (matrix.to(none.sqnorm_B.device) for matrix in found[4:])
+        rows = Rows(error_BC, feature_BD, sqnorm_B1[:, 0])
+        return Proposals(row_B, bar_B, weight_B, rows, place_B)[np.argsort(place_B)]
+
+
+def _after(left: Proposals, taken: Proposals, arithmetic: ModuleType) -> NDArray[np.float64]:
+    """Weights of rejected proposals after the accepted ones that were drawn before them."""
+    if len(left.row_B) == 0 or len(taken.row_B) == 0:
+        return left.weight_B
+    order = np.argsort(np.concatenate([left.place_B, taken.place_B]))
+    # The walk once more, with bars that all of the ones and none of the others exceed.
+    bars = np.concatenate([np.full(len(left.row_B), np.inf), np.full(len(taken.row_B), -1.0)])
+    weights = np.concatenate([left.weight_B, taken.weight_B])
+    factors = zip(
+        (left.rows.error_BC, left.rows.feature_BD, left.rows.sqnorm_B),
+        (taken.rows.error_BC, taken.rows.feature_BD, taken.rows.sqnorm_B),
+        strict=True,
+    )
+    rows = Rows(*map(torch.cat, factors))[torch.from_numpy(order).to(left.rows.sqnorm_B.device)]
+    _, lowered = arithmetic.accept(bars[order], weights[order], rows, len(order))
+    weights[order] = lowered
+    return weights[: len(left.row_B)]
 
 
 def _reread(values_BX: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ class SumTree:
 
     Args:
         weight_N: float64 [N], not negative, finite: of rows `start` to `start` + N - 1. Memory for
-            other rows is address space only, but for the few that are heard of.
+            other rows is address space only.
         start: the first of these rows.
         num_rows: how many rows there are in all; by default those given.
 
@@ -57,10 +57,7 @@ class SumTree:
             np.add(below[0::2], below[1::2], out=self._node[first : last + 1])
 
     def lower(self, rows: NDArray[np.int64], weight_B: NDArray[np.float64]) -> None:
-        """Lower the weights of some rows (repeats allowed) and mend the sums above them.
-
-        Rows that are not held here must have been told (`hear`) since the last `tell`.
-        """
+        """Lower the weights of some rows held here (repeats allowed), mend the sums above them."""
         node = rows + self._first_leaf
         np.minimum.at(self._node, node, weight_B)
         for _ in range(self._depth):
@@ -113,28 +110,3 @@ class SumTree:
         self._node[nodes] = sums
         for level in self._between:
             self._node[level] = self._node[2 * level] + self._node[2 * level + 1]
-
-    def path(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What `lower` needs to know of rows held here: float64 [B, 1 + log2 N].
-
-        The weight of each, and the sums at the nodes beside those above it.
-        """
-        node = rows + self._first_leaf
-        known = [self._node[node]]
-        for _ in range(self._depth):
-            known.append(self._node[node ^ 1])
-            node = node >> 1
-        return np.stack(known, axis=1)
-
-    def hear(self, rows: NDArray[np.int64], path_BL: NDArray[np.float64]) -> None:
-        """Take in the paths of rows that other trees hold."""
-        node = rows + self._first_leaf
-        self._node[node] = path_BL[:, 0]
-        for beside_B in path_BL[:, 1:].T:
-            self._node[node ^ 1] = beside_B
-            node = node >> 1
-
-    @property
-    def path_length(self) -> int:
-        """1 + log2 N, the columns of `path`."""
-        return 1 + self._depth
