@@ -20,10 +20,9 @@ except ModuleNotFoundError as error:
 class QueryCallback(Callback):
     """Chooses k examples of a pool with the model as `trainer.fit` leaves it.
 
-    The query runs when training ends (the hook `on_train_end`): the model is still on its device
-    and the processes of a distributed job are still connected, both of which Lightning undoes
-    before `on_fit_end`. Each process calls `select`. A fit that fails or is interrupted makes no
-    query; one that goes on makes a new one.
+    The query runs when training ends (the hook `on_train_end`): the model is still on its device,
+    from which Lightning takes it before `on_fit_end`. In a distributed job each process calls
+    `select`. A fit that fails or is interrupted makes no query; one that goes on makes a new one.
 
     Args:
         pool: as of `fastbadge.select`: a dataset or a DataLoader that does not shuffle. What the
