@@ -2,9 +2,10 @@
 
     python benchmarks/processes.py [--data-dir DIR]
 
-Starts jobs of two processes over gloo on this machine. Prints and saves: a whole query of 2
-processes x 1 thread against 1 process x 2 threads, the share of it that is spent in exchanges,
-bytes a pick, and how these grow with the rows of the pool.
+Starts jobs of two processes over gloo on this machine, each after one of one process, in turn.
+Prints and saves, as medians of all runs: a whole query of 2 processes x 1 thread against 1 process
+x 2 threads; of sampling alone also the share of time spent in exchanges, the bytes that all
+processes together send for a pick, and how these grow with the rows of the pool.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from fastbadge.pools import load_arithmetic
 from pools import synthetic_pool
 
 RESULTS = Path(__file__).parent / "results"
-RUNS = 7
+ROUNDS = 3  # of a job of one process and a job of two
+RUNS = 5  # in each
 ROWS = (62_500, 250_000, 1_000_000)
 
 
@@ -87,30 +89,30 @@ def _start(
     dist.destroy_process_group()
 
 
-def median_seconds(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Of runs that all processes begin together, after one to warm up; and the picks."""
+def timed(work: Callable[[], Tensor]) -> tuple[list[float], Tensor]:
+    """Seconds of runs that all processes begin together, after one to warm up; and the picks."""
     picked, seconds = work(), []
     for _ in range(RUNS):
         dist.barrier()
         start = perf_counter()
         picked = work()
         seconds.append(perf_counter() - start)
-    return statistics.median(seconds), picked
+    return seconds, picked
 
 
-def query(data_dir: Path, k: int) -> tuple[float, list[int]]:
+def query(data_dir: Path, k: int) -> tuple[list[float], list[int]]:
     """select() on the MNIST training images, forward pass included."""
     x = load_dataset("mnist", data_dir=data_dir).x_pool_NF
-    seconds, picked = median_seconds(lambda: select(network(), x, k, seed=0))
+    seconds, picked = timed(lambda: select(network(), x, k, seed=0))
     return seconds, picked.tolist()
 
 
-def wide_query(k: int) -> tuple[float, list[int]]:
+def wide_query(k: int) -> tuple[list[float], list[int]]:
     """select() with a wider network, as those are that people run on several devices."""
     x = torch.randn(20_000, 512, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     model = mlp(512, (1024, 1024, 512), 10, generator=generator)
-    seconds, picked = median_seconds(lambda: select(model, x, k, seed=0))
+    seconds, picked = timed(lambda: select(model, x, k, seed=0))
     return seconds, picked.tolist()
 
 
@@ -119,53 +121,56 @@ def network() -> nn.Module:
     return mlp(784, (128, 64), 10, generator=torch.Generator().manual_seed(0))
 
 
-def sampling(N: int, C: int, D: int, k: int) -> dict[str, Any]:
-    """kmeans_pp alone over two processes that hold 3/8 and 5/8 of the rows."""
+def sampling(N: int, C: int, D: int, k: int) -> tuple[list[float], list[int], dict[str, Any]]:
+    """kmeans_pp alone over two processes that hold 3/8 and 5/8 of the rows; and what travels."""
     emb = synthetic_pool(N, C, D, 0.85)
     rank, size = dist.get_rank(), dist.get_world_size()
     if size == 1:
-        seconds, picked = median_seconds(lambda: kmeans_pp(emb, k, seed=0))
-        return {"seconds": seconds, "picks": picked.tolist()}
+        seconds, picked = timed(lambda: kmeans_pp(emb, k, seed=0))
+        return seconds, picked.tolist(), {}
     bounds = [0, N // 8 * 3, N]
     ours = slice(bounds[rank], bounds[rank + 1])
     shard = GradientEmbedding(emb.error_NC[ours].clone(), emb.feature_ND[ours].clone())
     whole = ShardedPool(shard)
-    seconds, picked = median_seconds(lambda: kmeans_pp(whole, k, seed=0))
-    counted = ShardedPool(shard)
+    seconds, picked = timed(lambda: kmeans_pp(whole, k, seed=0))
+    counted, shares = ShardedPool(shard), []
     counted.job = Counted()
-    start = perf_counter()
-    kmeans_pp(counted, k, seed=0)
-    return {
-        "seconds": seconds,
-        "picks": picked.tolist(),
-        "sent_bytes_a_process": Counted.sent_bytes,
-        "sent_bytes_a_pick": Counted.sent_bytes / k,
-        "exchanges": Counted.exchanges,
-        "share_of_time_in_exchanges": Counted.seconds / (perf_counter() - start),
-    }
+    for _ in range(RUNS):
+        Counted.sent_bytes, Counted.exchanges, Counted.seconds = 0, 0, 0.0
+        dist.barrier()
+        start = perf_counter()
+        kmeans_pp(counted, k, seed=0)
+        shares.append(Counted.seconds / (perf_counter() - start))
+    sent = Job().gather(Counted.sent_bytes)
+    travels = {"sent": sent, "exchanges": Counted.exchanges, "shares": shares}
+    return seconds, picked.tolist(), travels
 
 
 def compared(work: Callable[..., Any], *arguments: object) -> dict[str, float]:
-    """One process x two threads, two processes x one thread."""
-    one, picks = in_processes(1, 2, work, *arguments)
-    two, picks_of_two = in_processes(2, 1, work, *arguments)
-    return {
+    """One process x two threads, two processes x one thread, in turn; and what travels."""
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    picks: list[list[int]] = []
+    shares: list[float] = []
+    for _ in range(ROUNDS):
+        for size in (1, 2):
+            ran, picked, *more = in_processes(size, 3 - size, work, *arguments)
+            seconds[size] += ran
+            picks.append(picked)
+            shares += more[0].get("shares", []) if more else []
+    one, two = (statistics.median(seconds[size]) for size in (1, 2))
+    figures = {
         "1 process x 2 threads, seconds": one,
         "2 processes x 1 thread, seconds": two,
         "ratio": two / one,
-        "equal picks": float(picks == picks_of_two),
+        "equal picks": float(all(picked == picks[0] for picked in picks)),
     }
-
-
-def grown(N: int, C: int, D: int, k: int) -> dict[str, float]:
-    """Sampling alone, and what travels."""
-    one = in_processes(1, 2, sampling, N, C, D, k)
-    two = in_processes(2, 1, sampling, N, C, D, k)
-    figures: dict[str, float] = {"1 process x 2 threads, seconds": one["seconds"]}
-    figures["2 processes x 1 thread, seconds"] = two.pop("seconds")
-    figures["ratio"] = figures["2 processes x 1 thread, seconds"] / one["seconds"]
-    figures["equal picks"] = float(two.pop("picks") == one["picks"])
-    figures.update(two)
+    if shares:  # of the last job of two, as in all
+        sent = more[0]["sent"]
+        figures["bytes sent by process 0"] = sent[0]
+        figures["bytes sent by all"] = sum(sent)
+        figures["bytes sent by all, a pick"] = sum(sent) / len(picks[0])
+        figures["exchanges"] = more[0]["exchanges"]
+        figures["share of time in exchanges"] = statistics.median(shares)
     return figures
 
 
@@ -186,8 +191,10 @@ def main() -> None:
         show(f"select(), MNIST, 60,000, k = {k:,}", compared(query, data_dir, k))
     show("select(), wide MLP, 20,000, k = 100", compared(wide_query, 100))
     for N in ROWS:
-        show(f"sampling alone, {N:,} x (10, 64), k = 1,000", grown(N, 10, 64, 1000))
-    show("sampling alone, 1,000,000 x (10, 64), k = 100", grown(1_000_000, 10, 64, 100))
+        show(f"sampling alone, {N:,} x (10, 64), k = 1,000", compared(sampling, N, 10, 64, 1000))
+    show(
+        "sampling alone, 1,000,000 x (10, 64), k = 100", compared(sampling, 1_000_000, 10, 64, 100)
+    )
     environment = describe_environment(Config(threads=2))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "processes.json"
