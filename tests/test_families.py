@@ -517,15 +517,15 @@ def test_typiclust_is_the_literal_one():
     assert picks((prob_NC, feature_ND), "typiclust", k, seed=4, labeled=labeled) == expected
 
 
-@pytest.mark.parametrize("k", [6, 15])
-def test_cluster_margin_is_the_literal_round_robin(k):
+@pytest.mark.parametrize(("k", "size"), [(6, 20), (15, 20), (6, 10), (8, 3)])
+def test_cluster_margin_is_the_literal_round_robin(k, size):
     prob_NC, feature_ND = arrays(120, D=3)
     labeled = [3, 8]
     free = np.array(free_of(120, labeled))
     M = min(10 * k, len(free))
     candidates = free[np.argsort(margins(prob_NC[free]), kind="stable")[:M]]
     candidates = candidates[torch.randperm(M, generator=torch.Generator().manual_seed(2)).numpy()]
-    cluster = AgglomerativeClustering(math.ceil(M / 10), linkage="average").fit_predict(
+    cluster = AgglomerativeClustering(math.ceil(M / size), linkage="average").fit_predict(
         feature_ND[candidates]
     )
     queues = {}
@@ -537,7 +537,19 @@ def test_cluster_margin_is_the_literal_round_robin(k):
         for queue in ordered:
             if queue and len(expected) < k:
                 expected.append(queue.pop(0))
-    assert picks((prob_NC, feature_ND), "cluster_margin", k, seed=2, labeled=labeled) == expected
+    name = "cluster_margin" if size == 20 else f"cluster_margin:size={size}"
+    assert picks((prob_NC, feature_ND), name, k, seed=2, labeled=labeled) == expected
+
+
+def test_cluster_margin_goes_round_the_clusters():
+    """Four bunches of candidates and one row far away: it is not the rule that rows are alone."""
+    rng = np.random.default_rng(0)
+    bunch_N = np.repeat(range(5), [25, 25, 25, 24, 1])
+    feature_ND = 10 * np.eye(5)[bunch_N] + 0.1 * rng.normal(size=(100, 5))
+    prob_NC = np.full((100, 2), 0.5)
+    picked = picks((prob_NC, feature_ND), "cluster_margin", 10)
+    assert bunch_N[picked].tolist() == [4, 3, *bunch_N[picked[2:5]], 3, *bunch_N[picked[6:9]], 3]
+    assert Counter(bunch_N[picked].tolist()) == {4: 1, 3: 3, 0: 2, 1: 2, 2: 2}
 
 
 # --- all of them
@@ -648,7 +660,8 @@ def test_what_a_strategy_does_not_ask_for_is_not_there(name):
         ("vessal:regularization=0", "regularization is 0.0; expected a positive"),
         ("probcover:purity=1", "purity 1.0; expected"),
         ("uncertainty_herding:sigma=-1", "sigma is -1.0; expected at least 0"),
-        ("cluster_margin:multiple=0", "multiple is 0; expected at least 1"),
+        ("cluster_margin:multiple=0", "multiple is 0 and size 20; expected both at least 1"),
+        ("cluster_margin:size=0", "multiple is 10 and size 0; expected both at least 1"),
         ("albl:horizon=0", "horizon is 0 and delta 0.1; expected"),
     ],
 )

@@ -79,37 +79,45 @@ def _by_typicality(point_ND: Tensor, rows: NDArray[np.int64]) -> list[int]:
     return order
 
 
-def _check(multiple: int) -> None:
-    if multiple < 1:
-        raise InputError(f"cluster_margin: multiple is {multiple}; expected at least 1")
+def _check(multiple: int, size: int) -> None:
+    if multiple < 1 or size < 1:
+        raise InputError(
+            f"cluster_margin: multiple is {multiple} and size {size}; expected both at least 1"
+        )
 
 
 @register("cluster_margin", needs=("probabilities", "features"), check=_check)
-def cluster_margin(view: PoolView, k: int, *, generator: Generator, multiple: int = 10) -> Tensor:
-    """Small margins, spread over clusters: smallest cluster first, in turn; multiple=10.
+def cluster_margin(
+    view: PoolView, k: int, *, generator: Generator, multiple: int = 10, size: int = 20
+) -> Tensor:
+    """Small margins, spread over clusters, smallest first, in turn; multiple=10, size=20.
 
-    Cluster-Margin (Citovsky et al., NeurIPS 2021): the 10 k rows of smallest margin are grouped by
-    average linkage of their features into clusters of 10 on average; the clusters, smallest first,
-    give one random row each, in turn, until there are k. The paper links the whole pool once for
-    all rounds; here the candidates of the query alone are linked, whose distances fit in memory.
+    Cluster-Margin (Citovsky et al., NeurIPS 2021): `multiple` k rows of smallest margin are grouped
+    by average linkage of their features into clusters of `size` on average; the clusters, smallest
+    first, give one random row each, in turn, until there are k. By default there are half as many
+    clusters as picks: with as many (size = multiple) each gives one row, and average linkage, which
+    leaves many rows alone, makes most picks outliers. The paper links the whole pool once for all
+    rounds; here the candidates of the query alone are linked, whose distances fit in memory.
 
     Cost: N C, then (multiple k)^2 D and as much memory, 1.6 GB for 20,000 candidates; more are
-    refused (lower `multiple`).
+    refused, so k beyond 2,000 needs a lower `multiple`, and beyond 20,000 another strategy.
 
     Ties in the margin go to the lowest position, duplicates fall into one cluster, k = N gives
     every row (of a pool of at most 20,000), classes do not matter otherwise.
     """
     assert view.features is not None
-    _check(multiple)
+    _check(multiple, size)
     M = min(multiple * k, view.size)
     if M > _MOST_LINKED:
+        fitting = _MOST_LINKED // k
+        instead = f"use cluster_margin:multiple={fitting}" if fitting else "use another strategy"
         raise InputError(
             f"cluster_margin would link {M:,} candidates; at most {_MOST_LINKED:,} fit: lower k, "
-            f"or use cluster_margin:multiple={_MOST_LINKED // k or 1}"
+            f"or {instead}"
         )
     row_M = least_sure(view, M, "margin").cpu()
     row_M = row_M[torch.randperm(M, generator=generator)]
-    cluster_M = _linked(view.features(row_M), -(-M // multiple))
+    cluster_M = _linked(view.features(row_M), -(-M // size))
     size_K = np.bincount(cluster_M)
     members = [np.flatnonzero(cluster_M == c) for c in np.argsort(size_K, kind="stable")]
     turns = range(int(size_K.max()))
