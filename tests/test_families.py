@@ -95,18 +95,26 @@ def test_coreset_of_features_of_any_size():
 # --- albl
 
 
-def test_albl_replays_exp4p():
+@pytest.mark.parametrize(
+    ("name", "noted", "horizon"),
+    [
+        ("albl", {}, 10),
+        ("albl", {"horizon": 40}, 40),  # as an experiment notes it
+        ("albl:horizon=25", {"horizon": 40}, 25),
+    ],
+)
+def test_albl_replays_exp4p(name, noted, horizon):
     """The probabilities of every query, from the formulas, and arms drawn accordingly."""
     N, horizon, delta = 80, 10, 0.1
     prob_NC, feature_ND = arrays(N)
     label_N = np.random.default_rng(1).integers(4, size=N)
-    memory, labeled = {}, [0, 1, 2]
+    memory, labeled = dict(noted), [0, 1, 2]
     generator = torch.Generator().manual_seed(5)
     weight, importance = [1.0, 1.0], dict.fromkeys(labeled, 1.0)
     least = math.sqrt(math.log(2) / (2 * horizon))
     seen = []
     for _ in range(8):
-        if memory:
+        if "queries" in memory:
             last = memory["queries"][-1]
             correct = [importance[i] * (prob_NC[i].argmax() == label_N[i]) for i in labeled]
             reward = sum(correct) / len(labeled)
@@ -117,7 +125,7 @@ def test_albl_replays_exp4p():
         expected = [(1 - 2 * least) * w / sum(weight) + least for w in weight]
         memory = json.loads(json.dumps(memory))  # as a record keeps it
         picked = fb.select_from_arrays(
-            prob_NC, feature_ND, 4, strategy="albl", labeled=labeled, labels=label_N[labeled],
+            prob_NC, feature_ND, 4, strategy=name, labeled=labeled, labels=label_N[labeled],
             memory=memory, generator=generator,
         ).tolist()  # fmt: skip
         query = memory["queries"][-1]
@@ -662,7 +670,7 @@ def test_what_a_strategy_does_not_ask_for_is_not_there(name):
         ("uncertainty_herding:sigma=-1", "sigma is -1.0; expected at least 0"),
         ("cluster_margin:multiple=0", "multiple is 0 and size 20; expected both at least 1"),
         ("cluster_margin:size=0", "multiple is 10 and size 0; expected both at least 1"),
-        ("albl:horizon=0", "horizon is 0 and delta 0.1; expected"),
+        ("albl:horizon=-1", "horizon is -1 and delta 0.1; expected"),
     ],
 )
 def test_options_that_cannot_be_used(name, message):
@@ -716,3 +724,4 @@ def test_an_interrupted_run_of_albl_ends_as_an_undisturbed_one(tmp_path):
         assert [(r.picks, r.accuracy, r.memory) for r in resumed] == [
             (r.picks, r.accuracy, r.memory) for r in whole
         ]
+    assert {json.loads(row.memory)["horizon"] for row in whole} == {5}

@@ -244,7 +244,7 @@ def _run_round(config: Config, cohort: _Cohort) -> list[RoundRow]:
             dataset_of[trial],
             model_of[trial],
             labeled_of[trial],
-            json.loads(cohort.rows_of[trial][-1].memory) if round else {},
+            _memory(config, cohort.strategy, cohort.rows_of[trial]),
             train_seconds,
         )
         for trial in trials
@@ -297,6 +297,14 @@ def _test_and_choose(
         picks=tuple(picked_K.tolist()),
         memory=json.dumps(memory),
     )
+
+
+def _memory(config: Config, strategy: str, rows: list[RoundRow]) -> Memory:
+    """What the strategy noted last; at first, how often it will be asked."""
+    if rows:
+        noted: Memory = json.loads(rows[-1].memory)
+        return noted
+    return {"horizon": config.rounds} if "memory" in get_strategy(strategy).needs else {}
 
 
 def _labeled(config: Config, trial: int, pool_size: int, rows: list[RoundRow]) -> Tensor:

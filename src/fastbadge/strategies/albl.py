@@ -17,26 +17,37 @@ from fastbadge.strategies.uncertainty import least_confidence
 _ARMS: tuple[Callable[..., Tensor], ...] = (coreset, least_confidence)
 
 
+# Queries a bandit that nobody told otherwise expects.
+_HORIZON = 10
+
+
 def _check(horizon: int, delta: float) -> None:
-    if horizon < 1 or not 0 < delta < 1:
+    if horizon < 0 or not 0 < delta < 1:
         raise InputError(
-            f"albl: horizon is {horizon} and delta {delta}; expected at least 1 and within 0 to 1"
+            f"albl: horizon is {horizon} and delta {delta}; expected at least 0 and within 0 to 1"
         )
 
 
 @register("albl", needs=("probabilities", "features", "labeled", "memory"), check=_check)
 def albl(
-    view: PoolView, k: int, *, generator: Generator, horizon: int = 10, delta: float = 0.1
+    view: PoolView, k: int, *, generator: Generator, horizon: int = 0, delta: float = 0.1
 ) -> Tensor:
-    """Coreset or least_confidence, whichever a bandit has seen do better; horizon=10, delta=0.1.
+    """Coreset or least_confidence, whichever a bandit has seen do better; delta=0.1.
 
     EXP4.P (Beygelzimer et al. 2011) over two arms, as Hsu & Lin (AAAI 2015) use it and with whole
     batches as in the BADGE paper: arm j is drawn with probability
     p_j = (1 - 2 p_min) w_j / sum w + p_min and chooses the batch. At the next query its reward r
-    is the importance-weighted accuracy of the model on the labelled examples, each weighted by
-    1 / p of the arm that chose it (initial ones by 1), and
+    is an importance-weighted accuracy of the model on the labelled examples, and
     w_j *= exp(p_min / 2 (r [j drawn] / p_j + sqrt(ln(2 / delta) / (2 horizon)) / p_j)),
     p_min = sqrt(ln 2 / (2 horizon)).
+
+    `horizon` is how many queries there will be; 0 takes `memory["horizon"]`, which an experiment
+    sets to its rounds, or 10.
+
+    What differs from Hsu & Lin: r is a mean over all labelled examples, the initial ones with
+    weight 1, where they sum over the queried ones and divide by pool size and horizon, which for
+    batches leaves next to nothing beside the bonus; so r can exceed 1. A weight is 1 / p of the arm
+    that chose the example, also where the other arm would have chosen it too.
 
     `memory` holds the weights and every past query (arm, probabilities, positions); `labels` of
     what is labelled are needed from the second query on. Cost: that of the arm drawn, and
@@ -51,8 +62,9 @@ def albl(
         )
     assert view.positions is not None
     _check(horizon, delta)
-    least = min(0.5, math.sqrt(math.log(2) / (2 * horizon)))
     memory = view.memory
+    horizon = horizon or int(memory.get("horizon", _HORIZON))
+    least = min(0.5, math.sqrt(math.log(2) / (2 * horizon)))
     queries: list[dict[str, Any]] = memory.setdefault("queries", [])
     # Weights grow without bound and only their ratio counts, so logarithms are kept.
     log_weights: list[float] = memory.setdefault("log_weights", [0.0, 0.0])
