@@ -41,6 +41,8 @@ def batchbald(
     of its label given the labels of those before, less its mean entropy. The expectation runs over
     all C^n joint labels of n picks while they are at most `configurations`, and over as many
     sampled ones beyond (their section 3.3). Needs a model with dropout and one label an example.
+    What a row adds never grows, so only rows that could still be the best are looked at; sampled,
+    it is an estimate that may, and a row can be passed over that a look at all would have taken.
 
     Cost: S forward passes, then S C `configurations` for each row looked at: once all, at the
     price of BALD, then some dozens a pick. Memory 8 S N C bytes; more than 2 GB is refused.
