@@ -105,7 +105,7 @@ def test_coreset_of_features_of_any_size():
 )
 def test_albl_replays_exp4p(name, noted, horizon):
     """The probabilities of every query, from the formulas, and arms drawn accordingly."""
-    N, horizon, delta = 80, 10, 0.1
+    N, delta = 80, 0.1
     prob_NC, feature_ND = arrays(N)
     label_N = np.random.default_rng(1).integers(4, size=N)
     memory, labeled = dict(noted), [0, 1, 2]
@@ -425,6 +425,107 @@ def test_bait_is_the_literal_greedy(labeled, task):
         assert picks((prob_NC, feature_ND), "bait", 8, labeled=labeled, task=task) == expected
 
 
+def square_root_bait(prob_NC, feature_ND, k, labeled, regularization):
+    """The same by square roots alone: tr(M^-1 F) = |R^-T G|^2, M = R'R by QR, F = G G'.
+
+    So it has all its digits where M has a condition of 1e14. Multiclass; all logits shifted alike,
+    of which no example says anything, are left out.
+    """
+    N, C = prob_NC.shape
+    basis_Cc = np.linalg.qr(np.column_stack([np.ones(C), np.eye(C)[:, 1:]]))[0][:, 1:]
+    factors = [
+        np.kron(basis_Cc.T @ (np.diag(np.sqrt(p)) - np.outer(p, np.sqrt(p))), h[:, None])
+        for p, h in zip(prob_NC, feature_ND, strict=True)
+    ]
+    root = np.linalg.qr(np.concatenate(factors, axis=1).T)[1].T / np.sqrt(N)
+    prior = np.sqrt(regularization) * np.eye(len(root))
+
+    def objective(rows):
+        R = np.linalg.qr(np.concatenate([prior, *(factors[i].T for i in rows)]), mode="r")
+        return (np.linalg.solve(R.T, root) ** 2).sum()
+
+    free, added = free_of(N, labeled), []
+    for _ in range(min(2 * k, len(free))):
+        left = [i for i in free if i not in added]
+        added.append(min(left, key=lambda i: objective([*labeled, *added, i])))
+    while len(added) > k:
+        worst = min(added, key=lambda i: objective([*labeled, *(j for j in added if j != i)]))
+        added.remove(worst)
+    return added
+
+
+def bait_pool(kind, N=20, C=3, D=3, seed=0):
+    """After a ReLU: half of the features zero; or a pool twice, or with rows of zeros and sure."""
+    rng = np.random.default_rng(seed)
+    prob_NC, feature_ND = rng.dirichlet([0.5] * C, N), np.maximum(rng.normal(size=(N, D)), 0)
+    if kind == "duplicates":
+        prob_NC[N // 2 :], feature_ND[N // 2 :] = prob_NC[: N // 2], feature_ND[: N // 2]
+    if kind == "zeros":
+        feature_ND[:4], prob_NC[4:8] = 0, np.eye(C)[rng.integers(C, size=4)]
+    return prob_NC, feature_ND
+
+
+@pytest.mark.parametrize("regularization", [1e-6, 1e-2, 1.0, 1e2])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e3, 1e4])
+def test_bait_at_any_scale(scale, regularization):
+    name = f"bait:regularization={regularization}"
+    for kind in ("ordinary", "duplicates", "zeros"):
+        prob_NC, feature_ND = bait_pool(kind)
+        pool = prob_NC, feature_ND * scale
+        told = (1 - (prob_NC**2).sum(axis=1)) * (pool[1] ** 2).sum(axis=1)
+        for k, labeled in [(3, []), (5, [2, 9]), (18, [2, 9])]:
+            most = told[free_of(20, labeled)].max() * min(2 * k, 18) + told[labeled].sum()
+            if most > 1e9 * regularization:
+                with pytest.raises(fb.InputError, match="lost in float64; pass regularization="):
+                    picks(pool, name, k, labeled=labeled)
+                continue
+            picked = picks(pool, name, k, labeled=labeled)
+            if k == 18:
+                assert sorted(picked) == free_of(20, labeled)
+                continue
+            expected = square_root_bait(*pool, k, labeled, regularization)
+            if kind == "duplicates":
+                assert len(set(picked)) == k
+                picked, expected = [sorted(i % 10 for i in rows) for rows in (picked, expected)]
+            assert picked == expected, (kind, k)
+
+
+def test_bait_says_which_regularization_would_do():
+    prob_NC, feature_ND = bait_pool("ordinary")
+    with pytest.raises(fb.InputError, match="lost in float64; pass regularization=") as error:
+        picks((prob_NC, feature_ND * 1e6), "bait", 3)
+    enough = str(error.value).split("regularization=")[1].split()[0]
+    assert len(picks((prob_NC, feature_ND * 1e6), f"bait:regularization={enough}", 3)) == 3
+
+
+def test_bait_where_float32_is_given_up(monkeypatch):
+    """The picks do not depend on what the screen makes of them, nor on when all is made anew."""
+    pool = bait_pool("ordinary", N=60, C=4, D=6)
+    twins = tuple(np.concatenate([part, part]) for part in pool)
+    for scale in (1.0, 20.0):
+        for prob_NC, feature_ND in (pool, twins):
+            monkeypatch.undo()
+            scaled = prob_NC, feature_ND * scale
+            expected = picks(scaled, "bait", 9, labeled=[7])
+            for constant, value in [
+                ("_FLOAT32", (0.0, 0.0)),
+                ("_SETTLED", 0),
+                ("_MOST_ERROR", 0.0),
+                ("_ROUNDING", 2000),
+                ("_ROUNDING", 0.01),
+                ("_FADED", {torch.float32: 1.0, torch.float64: 0.5}),
+            ]:
+                monkeypatch.undo()
+                monkeypatch.setattr(bait_module, constant, value)
+                assert picks(scaled, "bait", 9, labeled=[7]) == expected, constant
+    assert all(i < 60 or i - 60 in [7, *expected] for i in expected), "of twins the lower first"
+
+
+def test_bait_of_what_tells_nothing_is_the_first():
+    pool = np.tile([[1.0, 0.0]], (40, 1)), np.ones((40, 3))
+    assert picks(pool, "bait", 5, labeled=[1]) == [0, 2, 3, 4, 5]
+
+
 def test_bait_settles_in_float64_what_float32_cannot_tell(monkeypatch):
     """Gains that differ by less than float32 resolves."""
     prob_NC, feature_ND = arrays(30)
@@ -668,6 +769,9 @@ def test_what_a_strategy_does_not_ask_for_is_not_there(name):
         ("vessal:regularization=0", "regularization is 0.0; expected a positive"),
         ("probcover:purity=1", "purity 1.0; expected"),
         ("uncertainty_herding:sigma=-1", "sigma is -1.0; expected at least 0"),
+        ("bait:regularization=inf", "regularization is inf; expected a positive"),
+        ("probcover:delta=nan", "delta is nan and purity 0.95; expected"),
+        ("uncertainty_herding:sigma=nan", "sigma is nan; expected at least 0"),
         ("cluster_margin:multiple=0", "multiple is 0 and size 20; expected both at least 1"),
         ("cluster_margin:size=0", "multiple is 10 and size 0; expected both at least 1"),
         ("albl:horizon=-1", "horizon is -1 and delta 0.1; expected"),
@@ -714,6 +818,7 @@ def test_an_interrupted_run_of_albl_ends_as_an_undisturbed_one(tmp_path):
     config = Config(strategies=("albl",), trials=1, rounds=5, max_epochs=5, hidden=(8,))
     whole = run_experiment(config, tmp_path / "whole", jobs=1).rows
     assert {query["arm"] for query in json.loads(whole[-1].memory)["queries"]} <= {0, 1}
+    assert {json.loads(row.memory)["horizon"] for row in whole} == {5}
     assert len(json.loads(whole[-2].memory)["queries"]) == 5
     for done in (1, 3):
         part = tmp_path / f"part{done}"
@@ -724,4 +829,3 @@ def test_an_interrupted_run_of_albl_ends_as_an_undisturbed_one(tmp_path):
         assert [(r.picks, r.accuracy, r.memory) for r in resumed] == [
             (r.picks, r.accuracy, r.memory) for r in whole
         ]
-    assert {json.loads(row.memory)["horizon"] for row in whole} == {5}
