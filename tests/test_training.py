@@ -199,8 +199,16 @@ def test_images_are_trained_on_as_rows():
     config = Config(model="resnet18", train_batch=10, max_epochs=10)
     epochs = train(model, x.reshape(121, -1), y, config, generator=generator(1))
     assert epochs < 10
-    assert int(model[2].num_batches_tracked) == 13 * epochs  # the last batch is of one
+    assert int(model[2].num_batches_tracked) == 12 * epochs  # one left over joins the last
     assert evaluate(model, x.reshape(121, -1), y)[0] > 0.9
+
+
+def test_one_example_left_over_is_no_batch_of_its_own():
+    x, y = torch.randn(101, 5, generator=generator()), torch.arange(101) % 2
+    model = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 2))
+    config = Config(train_batch=50, max_epochs=2, stop_accuracy=1.0)
+    train(model, x, y, config, generator=generator(1))
+    assert int(model[0].num_batches_tracked) == 4  # 50 and 51, twice
 
 
 def test_a_loss_beyond_float32_is_told_and_the_run_goes_on():

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from fastbadge.lab.protocol import Config
-from fastbadge.lab.training import check_converging, train
+from fastbadge.lab.training import batch_sizes, check_converging, train
 
 
 def train_together(
@@ -71,6 +71,7 @@ def _train_stack(
 ) -> list[int]:
     """`train` with an axis in front: T models at first, A of which are still in training."""
     L = y_TL.shape[1]
+    sizes = batch_sizes(L, config.train_batch)
     parameters = [
         torch.stack(same).detach().requires_grad_()
         for same in zip(*(model.parameters() for model in models), strict=True)
@@ -86,8 +87,8 @@ def _train_stack(
         x_shuffled_ALF, y_shuffled_AL = x_TLF[row_A1, order_AL], y_TL[row_A1, order_AL]
         logits = []
         for x_ABF, y_AB in zip(
-            torch.split(x_shuffled_ALF, config.train_batch, dim=1),
-            torch.split(y_shuffled_AL, config.train_batch, dim=1),
+            torch.split(x_shuffled_ALF, sizes, dim=1),
+            torch.split(y_shuffled_AL, sizes, dim=1),
             strict=True,
         ):
             logit_ABC = _forward(parameters, x_ABF)

@@ -39,7 +39,7 @@ def train(
     model.train()
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
-    epoch = 0
+    epoch, sizes = 0, batch_sizes(len(y_L), config.train_batch)
     # All from one generator: nn.Dropout knows no other than the global one.
     with drawing_from(generator, y_L.device):
         for epoch in range(1, config.max_epochs + 1):
@@ -48,8 +48,8 @@ def train(
             x_shuffled_LF, y_shuffled_L = x_LF[order_L], y_L[order_L]
             logits = []
             for x_BF, y_B in zip(
-                torch.split(x_shuffled_LF, config.train_batch),
-                torch.split(y_shuffled_L, config.train_batch),
+                torch.split(x_shuffled_LF, sizes),
+                torch.split(y_shuffled_L, sizes),
                 strict=True,
             ):
                 logit_BC = model(x_BF)
@@ -65,6 +65,20 @@ def train(
             if float(accuracy) >= config.stop_accuracy:
                 break
     return epoch
+
+
+def batch_sizes(examples: int, most: int) -> list[int]:
+    """Examples in each batch of an epoch; one that is left over joins the batch before it.
+
+    BatchNorm cannot normalise a single example, and its gradient would weigh as a batch's.
+
+    >>> batch_sizes(60, 25), batch_sizes(101, 50), batch_sizes(1, 50)
+    ([25, 25, 10], [50, 51], [1])
+    """
+    full, rest = divmod(examples, most)
+    if rest == 1 and full:
+        return [most] * (full - 1) + [most + 1]
+    return [most] * full + [rest] * (rest > 0)
 
 
 def check_converging(logits: Tensor, epoch: int, config: Config) -> None:
