@@ -3,6 +3,7 @@
 import inspect
 import struct
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -67,15 +68,22 @@ def test_wandb_offline_for_real(tmp_path, monkeypatch):
     rows = [row for row in ROWS if row.strategy == "badge" and row.trial == 1]
     send(["wandb"], tmp_path, rows)
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    history, run = [], None
-    for data in records_of(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            history.append({item.key or item.nested_key[0]: item.value_json for item in items})
-        elif record.WhichOneof("record_type") == "run":
-            run = record.run
+    for _ in range(600):  # wandb's own process may write on after `finish`
+        history, run, ended = [], None, False
+        for data in records_of(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            kind = record.WhichOneof("record_type")
+            if kind == "history":
+                items = record.history.item
+                history.append({item.key or item.nested_key[0]: item.value_json for item in items})
+            elif kind == "run":
+                run = record.run
+            ended = ended or kind == "exit"
+        if ended:
+            break
+        time.sleep(0.1)
+    assert ended
     assert [(float(h["labels"]), float(h["accuracy"])) for h in history] == [
         (row.labels, pytest.approx(row.accuracy)) for row in rows
     ]
@@ -88,12 +96,17 @@ def test_wandb_offline_for_real(tmp_path, monkeypatch):
 
 
 def records_of(data):
-    """LevelDB's log format within its first block: 7 bytes of header, then whole records."""
+    """LevelDB's log format within its first block: 7 bytes of header, then whole records.
+
+    One that is not yet written whole is left out.
+    """
     assert len(data) < 32768
     at = 7
     while at + 7 <= len(data):
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
         assert kind == 1
+        if at + 7 + length > len(data):
+            return
         yield data[at + 7 : at + 7 + length]
         at += 7 + length
 
