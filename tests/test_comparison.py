@@ -86,6 +86,13 @@ def test_differences_without_spread():
     assert (equal[0].effect, equal[0].p, equal[0].interval) == (0.0, 1.0, (0.0, 0.0))
     assert t_statistic([-0.25, -0.25]) == -math.inf
     assert t_statistic([0.5]) is None and t_statistic([]) is None
+    # Equal but for rounding: 0.9 - 0.8 is not 0.8 - 0.7.
+    a, b = {0: 0.9, 1: 0.8, 2: 0.7}, {0: 0.8, 1: 0.7, 2: 0.6}
+    (ahead,) = paired_tests({"a": a, "b": b})
+    assert (ahead.effect, ahead.p) == (math.inf, 0.0)
+    assert ahead.interval == pytest.approx((0.1, 0.1))
+    (equal,) = paired_tests({"a": {0: 0.1 + 0.2, 1: 0.6}, "b": {0: 0.3, 1: 0.1 + 0.5 + 1e-16}})
+    assert (equal.effect, equal.p) == (0.0, 1.0)
 
 
 def test_critical_values_of_the_table():

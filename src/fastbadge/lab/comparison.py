@@ -89,12 +89,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def t_statistic(differences: Iterable[float]) -> float | None:
-    """sqrt(T) mean / stdev of T paired differences; None for fewer than two.
+    """sqrt(T) mean / stdev of T paired differences of accuracies; None for fewer than two.
 
     >>> t_statistic([0.25, 0.75]), t_statistic([0.5, 0.5]), t_statistic([0.0, 0.0])
     (2.0, inf, 0.0)
     """
-    values = list(differences)
+    values = _rounded(differences)
     if len(values) < 2:
         return None
     mean, spread = fmean(values), stdev(values)
@@ -151,6 +151,7 @@ def trials_needed(
 
 
 def _test(a: str, b: str, differences: Sequence[float], confidence: float) -> PairTest:
+    differences = _rounded(differences)
     trials = len(differences)
     t = t_statistic(differences)
     if t is None:
@@ -167,6 +168,11 @@ def _test(a: str, b: str, differences: Sequence[float], confidence: float) -> Pa
         t / sqrt(trials),
         2 * float(stdtr(trials - 1, -abs(t))),
     )
+
+
+def _rounded(differences: Iterable[float]) -> list[float]:
+    """Without the 1e-16 in which 0.9 - 0.8 and 0.8 - 0.7 differ, a spread that is none."""
+    return [round(difference, 12) for difference in differences]
 
 
 def _power(trials: int, effect: float, level: float) -> float:
