@@ -727,6 +727,7 @@ def test_columns_are_encoded_by_what_they_hold(mixed):
     assert is_resplit(name)
     assert dataset.x_pool_NF.shape == (48, 6) and dataset.x_test_MF.shape == (12, 6)
     assert dataset.shape == (6,) and dataset.num_classes == 2
+    assert dataset.classes == ("cat", "dog")
     # Which row is which tells the column of numbers, rescaled.
     x = torch.cat([dataset.x_pool_NF, dataset.x_test_MF]).double().numpy()
     y = torch.cat([dataset.y_pool_N, dataset.y_test_M]).numpy()
@@ -760,6 +761,19 @@ def test_the_last_column_is_the_class_unless_one_is_named(tmp_path):
     assert load_dataset(f"{name}:target=c:d").num_classes == 3
 
 
+NEARLY = "a,b\n" + "".join(f"{'{}' if i == 12 else i},{i % 2}\n" for i in range(40))
+
+
+def test_what_numbers_may_be_beside_numbers(tmp_path):
+    # Columns called by their numbers, as pandas writes those without names; years.
+    for header in (["0", "1", "class"], ["2019", "2020", "class"]):
+        rows = [[i, i * i, "pq"[i % 2]] for i in range(20)]
+        assert load_dataset(write_csv(tmp_path / "t.csv", header, rows)).shape == (2,)
+    # A few codes, one of which is no number, are categories.
+    rows = [["3+" if i == 7 else i % 3, "pq"[i % 2]] for i in range(40)]
+    assert load_dataset(write_csv(tmp_path / "t.csv", ["a", "b"], rows)).shape == (4,)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -769,6 +783,10 @@ def test_the_last_column_is_the_class_unless_one_is_named(tmp_path):
         ("a\n1\n2\n", "has one column"),
         ("a;b\n1;2\n", "has one column"),
         ("1,2\n3,4\n3,4\n", "begins with 1, 2, numbers only; expected a header"),
+        ("T,2,8,2\nI,5,1,8\nT,3,2,4\n", "begins with T, 2, 8, 2, where 2 stands above numbers"),
+        ("5.1,3.5,setosa\n4.9,3,virginica\n", "begins with 5.1, 3.5, setosa, where 5.1 stands"),
+        (NEARLY.format("1O"), "line 14: column 'a' has '1O' among numbers; correct it"),
+        (NEARLY.format("inf"), "line 14: column 'a' has 'inf' among numbers"),
         ("a,b\n1,x\n2\n", "line 3 has 1 cells; expected 2"),
         ("a,b\n\n1,x\n\n1,x,2\n", "line 5 has 3 cells; expected 2"),
         ("a,b\n1,x\n2,\n", "line 3: no class in column 'b'"),
@@ -943,6 +961,7 @@ def test_folders_of_images_that_are_divided(tmp_path):
     assert not is_resplit(name)
     assert dataset.y_pool_N.tolist() == [0] * 6 + [1] * 6 + [2] * 6
     assert dataset.y_test_M.tolist() == [0] * 3 + [2] * 2
+    assert dataset.classes == ("cat", "dog", "eel")
     read = [
         np.asarray(Image.open(path)).transpose(2, 0, 1).reshape(-1).astype(float)
         for path in sorted((tmp_path / "train").rglob("*.BMP"))
@@ -966,6 +985,24 @@ def test_images_of_other_modes_and_a_camera_s_turn(tmp_path):
     x, y, names = read_images(tmp_path, 4)
     assert x.shape == (10, 3, 4, 4) and names == ["a", "b"] and y.tolist() == [0] * 5 + [1] * 5
     assert x[0].sum() == 3 * 255 and x[0, 0, 3, 3] == 255
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_grey_of_16_bits_is_scaled_to_8(tmp_path, suffix):
+    grey = np.array([[0, 255, 256], [32_768, 65_280, 65_535]], dtype=np.uint16).repeat(4, axis=1)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(grey.repeat(6, axis=0)).save(tmp_path / "a" / f"x.{suffix}")
+    x, _, _ = read_images(tmp_path, 12)
+    # Bytes: 0, 0, 1 above and 128, 255, 255 below, in colour.
+    assert x[0, :, 0, 1].tolist() == [0] * 3 and x[0, :, 0, 11].tolist() == [1] * 3
+    assert x[0, :, 11, 1].tolist() == [128] * 3 and x[0, :, 11, 11].tolist() == [255] * 3
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "a" / "x.tif")
+    with pytest.raises(DataError, match=r"a/x\.tif has pixels of 32 bits, whose range nobody"):
+        read_images(tmp_path, 4)
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path):

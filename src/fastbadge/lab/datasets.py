@@ -29,6 +29,8 @@ from fastbadge.lab.tables import Table, read_csv
 _DIGITS_TEST_SIZE = 500
 _TEST_SHARE = 0.2
 _OPENML_TEST_SHARE = 0.1  # as in the code of Ash et al. 2020
+_CLOTHING = "T-shirt trouser pullover dress coat sandal shirt sneaker bag boot"
+_THINGS = "airplane automobile bird cat deer dog frog horse ship truck"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,6 +46,7 @@ class Dataset:
         digest: SHA-256 of the values before normalising.
         shape: of one example: (channels, height, width) of an image, else (F,). Models for
             images begin with `nn.Unflatten(1, shape)`, so that rows are all that is passed about.
+        classes: what each class is called, where it is not called by its number; else empty.
     """
 
     x_pool_NF: Tensor
@@ -53,6 +56,7 @@ class Dataset:
     num_classes: int
     digest: str
     shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
 
 
 class _Raw(NamedTuple):
@@ -66,6 +70,7 @@ class _Raw(NamedTuple):
         std: for each channel.
         numeric_F: bool [F], for tables in place of the three: the columns that are standardised
             by the pool.
+        classes: their names, empty where they have none.
     """
 
     arrays: Arrays
@@ -74,6 +79,7 @@ class _Raw(NamedTuple):
     mean: tuple[float, ...] = (0,)
     std: tuple[float, ...] = (1,)
     numeric_F: NDArray[np.bool_] | None = None
+    classes: tuple[str, ...] = ()
 
 
 _Read = Callable[[str, Path | None, int], _Raw]  # (argument, data_dir, split_seed)
@@ -99,13 +105,17 @@ def _read_digits(_: str, __: Path | None, split_seed: int) -> _Raw:
 
 
 def _images(
-    read: Callable[[Path | None], Arrays], mean: tuple[float, ...], std: tuple[float, ...]
+    read: Callable[[Path | None], Arrays],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    classes: str = "",
 ) -> _Read:
     """A divided set of images in bytes, each channel normalised by fixed numbers."""
 
     def read_images_of(_: str, data_dir: Path | None, __: int) -> _Raw:
         arrays = read(data_dir)
-        return _Raw(arrays, (len(mean), *arrays.x_pool.shape[-2:]), 255, mean, std)
+        shape = (len(mean), *arrays.x_pool.shape[-2:])
+        return _Raw(arrays, shape, 255, mean, std, classes=tuple(classes.split()))
 
     return read_images_of
 
@@ -124,7 +134,8 @@ def _table(read: Callable[[str], Table], test_share: float) -> _Read:
         check_range(table.x_NF, argument)
         test_size = max(1, round(test_share * len(table.y_N)))
         arrays = _divided(table.x_NF, table.y_N, test_size, split_seed, argument)
-        return _Raw(arrays, table.x_NF.shape[1:], numeric_F=table.numeric_F)
+        shape = table.x_NF.shape[1:]
+        return _Raw(arrays, shape, numeric_F=table.numeric_F, classes=table.classes)
 
     return read_table
 
@@ -136,10 +147,10 @@ def _read_imagefolder(argument: str, data_dir: Path | None, split_seed: int) -> 
         x_test, y_test, _ = read_images(folder / "test", size, classes)
         arrays = Arrays(x_pool, y_pool, x_test, y_test)
     else:
-        x, y, _ = read_images(folder, size)
+        x, y, classes = read_images(folder, size)
         arrays = _divided(x, y, max(1, round(_TEST_SHARE * len(y))), split_seed, argument)
     mean, std = _channel_statistics(arrays.x_pool)
-    return _Raw(arrays, (3, size, size), 1, mean, std)
+    return _Raw(arrays, (3, size, size), 1, mean, std, classes=tuple(classes))
 
 
 _SOURCES = {
@@ -157,7 +168,7 @@ _SOURCES = {
     "fashion_mnist": _Source(
         "70,000 pieces of clothing of 28 x 28, 10,000 of them for the test: "
         "IDX files from --data-dir or a download of 30 MB; (pixels - 0.2860) / 0.3530",
-        _images(partial(read_mnist, "fashion_mnist"), (0.2860,), (0.3530,)),
+        _images(partial(read_mnist, "fashion_mnist"), (0.2860,), (0.3530,), _CLOTHING),
     ),
     "svhn": _Source(
         "99,289 house numbers of 32 x 32 in colour, 26,032 of them for the test: MATLAB files "
@@ -167,7 +178,7 @@ _SOURCES = {
     "cifar10": _Source(
         "60,000 pictures of 32 x 32 in colour, 10,000 of them for the test: either form of them "
         "from --data-dir or a download of 170 MB; each channel by mean and deviation over the pool",
-        _images(read_cifar10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        _images(read_cifar10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _THINGS),
     ),
     "openml": _Source(
         "a table of openml.org by its number; a tenth for the test, stratified, drawn anew each "
@@ -309,6 +320,7 @@ def load_dataset(
         int(arrays.y_pool.max()) + 1,
         digest_of(arrays),
         raw.shape,
+        raw.classes,
     )
     if raw.numeric_F is None:
         for x in (dataset.x_pool_NF, dataset.x_test_MF):

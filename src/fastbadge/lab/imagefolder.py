@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,13 @@ from numpy.typing import NDArray
 from fastbadge.errors import DataError, InputError
 from fastbadge.lab.arrays import Array
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _SIZE = ":size="
+# Where Pillow's 32-bit mode I holds what the file has in 16.
+_SIXTEEN_BITS = ("PNG", "PPM")
 _DEFAULT_SIZE = 32  # what the models for images are made for
 
 
@@ -92,12 +98,31 @@ def _read(path: Path, size: int) -> Array:
 
     try:
         with Image.open(path) as image:
+            if image.mode in ("F", "I") and image.format not in _SIXTEEN_BITS:
+                raise DataError(
+                    f"{path} has pixels of 32 bits, whose range nobody knows; expected 8 or 16 "
+                    "bits a channel"
+                )
             # Upright first: cameras turn by a note in the file.
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = _in_bytes(ImageOps.exif_transpose(image)).convert("RGB")
             small = upright.resize((size, size), Image.Resampling.BILINEAR)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{path} is a link that leads nowhere; remove or mend it") from error
     except Exception as error:  # Pillow answers a broken file with errors of many kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"{path} cannot be read as an image: {reason}") from error
     return np.asarray(small).transpose(2, 0, 1)
+
+
+def _in_bytes(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The high byte of an image in grey of 16 bits; any other as it is.
+
+    `convert` would not scale it: all above 255, which is all but the darkest 0.4 %, would be white.
+    """
+    from PIL import Image
+
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ MISSING = ("", "?", "na", "n/a", "nan", "null")  # whatever the case
 _TARGET = ":target="
 # One-hot, a column of names or of identifiers would fill the memory, and no model learns from it.
 _MOST_CATEGORIES = 1000
+# A column is one of numbers, with strays, if no more than this share of it is anything else, and it
+# has more different numbers than codes of categories would.
+_STRAY_SHARE, _MOST_CODES = 0.05, 20
 
 
 class Table(NamedTuple):
@@ -31,11 +35,13 @@ class Table(NamedTuple):
         x_NF: float64 [N, F]; a missing number is NaN.
         y_N: int64 [N], classes from 0.
         numeric_F: bool [F]; False for the 0 or 1 of a category.
+        classes: what each is called.
     """
 
     x_NF: NDArray[np.float64]
     y_N: NDArray[np.int64]
     numeric_F: NDArray[np.bool_]
+    classes: tuple[str, ...]
 
 
 def read_csv(argument: str) -> Table:
@@ -66,7 +72,10 @@ def read_csv(argument: str) -> Table:
                 f"{path}, line {line}: no class in column {header[position]!r}; remove the row, or "
                 "name the column of classes: csv:PATH:target=NAME"
             )
-    parts = [_encoded(column, f"{path}: column {header[i]!r}") for i, column in columns.items()]
+    parts = []
+    for i, column in columns.items():
+        _check_nearly_numbers(column, lines, header[i], path)
+        parts.append(_encoded(column, f"{path}: column {header[i]!r}"))
     return table_of(parts, labels, f"{path}: column {header[position]!r}")
 
 
@@ -92,10 +101,12 @@ def table_of(
             f"{source}: class {label!r} has one row; expected two or more of each, for pool and "
             "test set (is this the column of classes?)"
         )
+    classes, y_N = np.unique(np.array(labels), return_inverse=True)
     return Table(
         np.hstack([part for part, _ in parts]),
-        np.unique(np.array(labels), return_inverse=True)[1].astype(np.int64),
+        y_N.astype(np.int64),
         np.repeat([numeric for _, numeric in parts], [part.shape[1] for part, _ in parts]),
+        tuple(classes.tolist()),
     )
 
 
@@ -151,7 +162,38 @@ def _cells(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
                 f"{path}, line {line} has {len(row)} cells; expected {len(header)}, as in the "
                 "header"
             )
+    _check_header(header, rows, path)
     return header, rows, lines[1:]
+
+
+def _check_header(header: list[str], rows: list[list[str]], path: Path) -> None:
+    """Refuse a row in place of a header; columns may be called 0, 1, 2, or by years."""
+    numbers = [name for name in header if _is_number(name)]
+    start = int(numbers[0]) if numbers and numbers[0].isdecimal() else 0
+    if numbers == [str(start + i) for i in range(len(numbers))]:
+        return
+    for name, column in zip(header, zip(*rows, strict=True), strict=True):
+        if name in numbers and _numbers(column) is not None:
+            raise DataError(
+                f"{path} begins with {_listed(header)}, where {name} stands above numbers; "
+                "expected a header with the columns' names, no numbers (but for 0, 1, 2 ...)"
+            )
+
+
+def _check_nearly_numbers(
+    column: Sequence[str], lines: Sequence[int], name: str, path: Path
+) -> None:
+    """Refuse a stray text or inf among numbers, which would make a category of each of them."""
+    if _numbers(column) is not None:
+        return
+    known = [i for i, cell in enumerate(column) if not _is_missing(cell)]
+    odd = [i for i in known if not _is_number(column[i])]
+    different = len({column[i] for i in known}) - len({column[i] for i in odd})
+    if len(odd) <= _STRAY_SHARE * len(known) and different > _MOST_CODES:
+        raise DataError(
+            f"{path}, line {lines[odd[0]]}: column {name!r} has {column[odd[0]].strip()!r} among "
+            "numbers; correct it, or leave it empty if it is missing"
+        )
 
 
 def _encoded(column: Sequence[str], source: str) -> tuple[NDArray[np.float64], bool]:
@@ -173,6 +215,13 @@ def _numbers(column: Sequence[str]) -> NDArray[np.float64] | None:
         except ValueError:
             return None
     return None if np.isinf(number_N).any() else number_N
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _is_missing(cell: str) -> bool:
