@@ -16,7 +16,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fastbadge.errors import InputError
 from fastbadge.lab.penalty import error_cdf, in_every_setting, penalty_matrix
-from fastbadge.lab.statistics import LabelsSaved, labels_saved, learning_curve, query_time
+from fastbadge.lab.statistics import (
+    LabelsSaved,
+    labels_saved,
+    labels_saved_interval,
+    learning_curve,
+    query_time,
+)
 from fastbadge.lab.store import RoundRow
 
 # Okabe & Ito (2008): eight colours that colour-blind readers tell apart; the rarer strategies have
@@ -176,7 +182,8 @@ def draw_learning_curves(
         axes.set_ylabel("Test accuracy (%)")
         saved = labels_saved(rows, "badge", "random")
         if saved is not None and len(curves) == 2:  # among more curves the arrow is clutter
-            _draw_saving(axes, saved)
+            interval = labels_saved_interval(rows, "badge", "random")
+            _draw_saving(axes, saved, sure=interval is not None and interval.low > 0)
         axes.legend(loc="lower right")  # learning curves rise, so nothing is there
     return figure
 
@@ -383,7 +390,7 @@ def _draw_line(
     )
 
 
-def _draw_saving(axes: Axes, saved: LabelsSaved) -> None:
+def _draw_saving(axes: Axes, saved: LabelsSaved, *, sure: bool) -> None:
     percent, gray = 100 * saved.accuracy, "#555555"
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     level = bottom + 0.38 * (top - bottom)  # below rising curves, above the legend
@@ -406,7 +413,7 @@ def _draw_saving(axes: Axes, saved: LabelsSaved) -> None:
         },
     )
     axes.annotate(
-        f"{saved.labels_b - saved.labels_a:.0f} labels saved",
+        f"{saved.labels_b - saved.labels_a:.0f} labels {'saved' if sure else 'fewer'}",
         xy=((saved.labels_a + saved.labels_b) / 2, level),
         xytext=(0, 4),
         textcoords="offset points",

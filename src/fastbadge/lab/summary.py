@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.table import Table
@@ -11,10 +12,11 @@ from fastbadge.lab.statistics import (
     Difference,
     Point,
     labels_saved,
+    labels_saved_interval,
     learning_curve,
     paired_difference,
 )
-from fastbadge.lab.store import Run
+from fastbadge.lab.store import RoundRow, Run
 
 
 def compared(strategies: Sequence[str]) -> tuple[str, str] | None:
@@ -66,23 +68,57 @@ def summary_table(run: Run) -> Table:
 
 
 def savings_sentence(run: Run) -> str:
-    """How many labels the compared strategy saves, in one sentence; empty for a lone strategy."""
+    """`saving_in_words` of what the run compares; empty for a lone strategy."""
     pair = compared(run.config.strategies)
-    if pair is None:
-        return ""
-    a, b = pair
-    saved = labels_saved(run.rows, a, b)
+    return "" if pair is None else saving_in_words(run.rows, *pair)
+
+
+def saving_in_words(
+    rows: Sequence[RoundRow], a: str, b: str, *, called: Callable[[str], str] = str
+) -> str:
+    """How many labels a saves against b, in one sentence that says how sure that is.
+
+    Args:
+        rows: of one run.
+        a: the strategy that is compared.
+        b: what it is compared with.
+        called: what a sentence calls a strategy.
+    """
+    saved, interval = labels_saved(rows, a, b), labels_saved_interval(rows, a, b)
+    a, b = called(a), called(b)
     if saved is None:
-        return f"Labels saved: no finished trial of both in which {b} improves on its first round."
-    target = f"the {100 * saved.accuracy:.1f} % that {b} ends with"
-    if saved.labels_a is None:
-        return f"{a} does not reach {target}."
-    fewer = saved.labels_b - saved.labels_a
-    share = f"{abs(fewer):.0f} ({100 * abs(fewer) / saved.labels_b:.0f} %)"
-    return (
-        f"{a} needs {saved.labels_a:.0f} labels for {target}, {b} itself {saved.labels_b:.0f}: "
-        f"{share} {'saved' if fewer >= 0 else 'more'}."
-    )
+        return (
+            f"How many labels {a} saves against {b} cannot be said: there is no finished trial of "
+            f"both in which {b} improves on its first round."
+        )
+    sentence = f"{a} does not reach"
+    if saved.labels_a is not None:
+        sentence = f"{a} needs {saved.labels_a:.0f} labels for"
+    sentence += f" the {100 * saved.accuracy:.1f} % that {b} ends with"
+    if saved.labels_a is not None:
+        fewer = saved.labels_b - saved.labels_a
+        sure = interval is not None and interval.low > 0
+        sentence += (
+            f", {b} itself {saved.labels_b:.0f}: {abs(fewer):.0f} "
+            f"({100 * abs(fewer) / saved.labels_b:.0f} %) "
+            f"{'more' if fewer < 0 else 'saved' if sure else 'fewer'}"
+        )
+    if interval is None:
+        return f"{sentence} (there is one trial, so the uncertainty is not known)."
+    doubt = ", which is not sure" if interval.low <= 0 <= interval.high else ""
+    ends = saving_ends(interval.low, interval.high)
+    return f"{sentence}{doubt} (95 % interval of the saving {ends}, {saved.trials} paired trials)."
+
+
+def saving_ends(low: float, high: float) -> str:
+    """The interval of a saving, in labels; "none" stands for an accuracy that is not reached.
+
+    >>> saving_ends(31.2, 66.6), saving_ends(-math.inf, 12.0), saving_ends(-math.inf, -math.inf)
+    ('31 to 67', 'none to 12', 'none')
+    """
+    if math.isinf(high):
+        return "none"
+    return f"{'none' if math.isinf(low) else f'{low:.0f}'} to {high:.0f}"
 
 
 def _accuracy(point: Point | None, trials: int) -> str:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from fastbadge.lab.comparison import PairTest, paired_tests
 from fastbadge.lab.plots import in_words
-from fastbadge.lab.statistics import (
-    area_under_curve,
-    labels_saved,
-    labels_saved_interval,
-    trial_areas,
-)
+from fastbadge.lab.statistics import area_under_curve, trial_areas
 from fastbadge.lab.store import RoundRow, Run
-from fastbadge.lab.summary import compared
+from fastbadge.lab.summary import compared, saving_in_words
 
 
 def answer(run: Run) -> list[str]:
@@ -30,13 +24,13 @@ def answer(run: Run) -> list[str]:
         return [f"{alone} was run alone, so nothing is compared."]
     a, b = pair
     tests = area_tests(run.rows)
-    sentences = [_saving(run.rows, a, b)]
+    sentences = [saving_in_words(run.rows, a, b, called=in_words)]
     if (test := _between(tests, a, b)) is not None:
         sentences.append(f"Its accuracy, averaged over the budget, is {_apart(test, b)}.")
     means = {name: area.mean for name, area in area_under_curve(run.rows).items() if area}
     best = max(means, key=means.__getitem__, default=a)
-    if best == a and len(means) > 2:
-        sentences.append(f"No other strategy of this run has a higher average than {in_words(a)}.")
+    if best in (a, b) and len(means) > 2:
+        sentences.append(f"No strategy of this run has a higher average than {in_words(best)}.")
     elif best not in (a, b) and (test := _between(tests, best, a)) is not None:
         sentences.append(f"The highest average is that of {in_words(best)}, {_apart(test, a)}.")
     return sentences
@@ -56,45 +50,6 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def saving_ends(low: float, high: float) -> str:
-    """The interval of a saving, in labels; "none" stands for an accuracy that is not reached.
-
-    >>> saving_ends(31.2, 66.6), saving_ends(-math.inf, 12.0), saving_ends(-math.inf, -math.inf)
-    ('31 to 67', 'none to 12', 'none')
-    """
-    if math.isinf(high):
-        return "none"
-    return f"{'none' if math.isinf(low) else f'{low:.0f}'} to {high:.0f}"
-
-
-def _saving(rows: Sequence[RoundRow], a: str, b: str) -> str:
-    saved, interval = labels_saved(rows, a, b), labels_saved_interval(rows, a, b)
-    a, b = in_words(a), in_words(b)
-    if saved is None:
-        return (
-            f"How many labels {a} saves against {b} cannot be said: there is no finished trial of "
-            f"both in which {b} improves on its first round."
-        )
-    target = f"the {100 * saved.accuracy:.1f} % that {b} ends with"
-    unknown = "there is one trial, so the uncertainty is not known"
-    if saved.labels_a is None:
-        missed = unknown if interval is None else (
-            f"nor does it in {100 * interval.missed:.0f} % of the bootstrap resamples of "
-            f"{saved.trials} trials"
-        )  # fmt: skip
-        return f"{a} does not reach {target}; {missed}."
-    fewer = saved.labels_b - saved.labels_a
-    said = f"{abs(fewer):.0f} ({100 * abs(fewer) / saved.labels_b:.0f} %)"
-    known = unknown if interval is None else (
-        f"95 % interval of the saving {saving_ends(interval.low, interval.high)}, "
-        f"{saved.trials} paired trials"
-    )  # fmt: skip
-    return (
-        f"{a} needs {saved.labels_a:.0f} labels for {target}, {b} itself {saved.labels_b:.0f}: "
-        f"{said} {'saved' if fewer >= 0 else 'more'} ({known})."
-    )
-
-
 def _between(tests: Sequence[PairTest], a: str, b: str) -> PairTest | None:
     """The test of a - b, turned round where it was made the other way; None without a trial."""
     for test in tests:
@@ -102,7 +57,8 @@ def _between(tests: Sequence[PairTest], a: str, b: str) -> PairTest | None:
             return test
         if (test.a, test.b) == (b, a) and test.mean is not None:
             turned = None if test.interval is None else (-test.interval[1], -test.interval[0])
-            return replace(test, a=a, b=b, mean=-test.mean, interval=turned)
+            effect = None if test.effect is None else -test.effect
+            return replace(test, a=a, b=b, mean=-test.mean, interval=turned, effect=effect)
     return None
 
 

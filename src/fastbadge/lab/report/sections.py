@@ -13,7 +13,7 @@ import numpy as np
 from fastbadge.lab.comparison import trials_needed
 from fastbadge.lab.plots import display_name, in_words, look
 from fastbadge.lab.protocol import Config, config_for
-from fastbadge.lab.report.answer import area_tests, p_value, saving_ends
+from fastbadge.lab.report.answer import area_tests, p_value
 from fastbadge.lab.report.charts import Line, line_chart
 from fastbadge.lab.report.html import Content, Html, element, join, table
 from fastbadge.lab.report.picks import FIRST, Picks
@@ -28,7 +28,7 @@ from fastbadge.lab.statistics import (
     query_time,
 )
 from fastbadge.lab.store import RoundRow, Run
-from fastbadge.lab.summary import compared
+from fastbadge.lab.summary import compared, saving_ends
 
 _MISSING = element("span", "\N{EN DASH}", class_="none", title="missing")
 _MOST_CLASSES = 60
@@ -242,9 +242,9 @@ def overview_section(run: Run) -> Html:
     ]
     caption = (
         "Area: the mean accuracy over the budget, by the trapezoidal rule; ± is the standard "
-        "error. Labels needed: for the accuracy that the baseline ends with. Labels saved: on the "
-        "mean curves; the interval is a percentile bootstrap over paired trials, in which a "
-        "resample that never reaches the accuracy counts as saving none."
+        "error. Labels needed: for the accuracy that the baseline ends with, on the mean curves. "
+        "The interval holds all savings that paired t tests do not reject; where it begins with "
+        "none, the accuracy may not be reached at all."
     )
     return join([element("h3", "At a glance"), table(caption, header, rows)])
 
