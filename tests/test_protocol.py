@@ -204,6 +204,9 @@ def test_what_differs_from_the_paper_is_said():
     assert any("1000 epochs at the latest" in line for line in told)
     assert any("ends at 3300 labels" in line for line in told)
     assert any("clamps each entry" in line for line in told)
+    assert any("rates doubtful; --learning-rate" in line for line in told)
+    other = deviations(config_for("mnist", protocol="paper", learning_rate=3e-4))
+    assert not any("doubtful" in line for line in other)
     assert not any("standardised" in line or "VGG" in line or "none of" in line for line in told)
     told = deviations(
         config_for(

@@ -229,6 +229,21 @@ def config_for(
     return replace(preset, **_with_tuples(wanted))
 
 
+def preset_of(config: Config) -> Config:
+    """The preset of the protocol that a configuration began as, for its data set and queries.
+
+    That of **paper** has the configuration's own size of queries if the paper has it too. A record
+    from elsewhere may name a protocol unknown here; it is measured by what suits the data set.
+
+    >>> config = config_for("digits", protocol="paper", query_size=1_000, trials=3)
+    >>> preset_of(config) == replace(config, trials=5)
+    True
+    """
+    known = config.protocol if config.protocol in PROTOCOLS else None
+    size = config.query_size if known == "paper" and config.query_size in _PAPER_ROUNDS else None
+    return config_for(config.dataset, protocol=known, query_size=size)
+
+
 def deviations(config: Config) -> list[str]:
     """What differs from the publication whose protocol a configuration began as, in words.
 
@@ -243,9 +258,8 @@ def deviations(config: Config) -> list[str]:
     if config.protocol == "classic":
         published, others = PROTOCOLS["classic"], []
     else:
-        size = config.query_size if config.query_size in _PAPER_ROUNDS else None
-        published = config_for(config.dataset, protocol="paper", query_size=size)
-        others = _off_paper(config)
+        published = preset_of(config)
+        others = _off_paper(config, published.learning_rate)
         skipped |= {"dataset", "model", "rounds", "max_epochs"}  # told in their own words
     theirs = asdict(published)
     return [
@@ -314,9 +328,14 @@ def _paper_for(preset: Config, query_size: int) -> Config:
     return replace(preset, rounds=_PAPER_ROUNDS.get(query_size, preset.rounds))
 
 
-def _off_paper(config: Config) -> list[str]:
+def _off_paper(config: Config, papers_rate: float) -> list[str]:
     """Where this package, or its bounds, part from Ash et al. 2020 and their code."""
     found = []
+    if config.learning_rate == papers_rate:
+        found.append(
+            f"learning_rate is the paper's {papers_rate}, but its authors later called their rates "
+            "doubtful; --learning-rate sets another"
+        )
     if (config.dataset, config.model) not in PAPER_PAIRS:
         found.append(
             f"{config.dataset} with {config.model} is none of the paper's data sets and models"

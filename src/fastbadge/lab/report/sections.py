@@ -12,7 +12,7 @@ import numpy as np
 
 from fastbadge.lab.comparison import trials_needed
 from fastbadge.lab.plots import display_name, in_words, look
-from fastbadge.lab.protocol import Config, config_for
+from fastbadge.lab.protocol import Config, as_text, config_for, deviations, preset_of
 from fastbadge.lab.report.answer import area_tests, p_value
 from fastbadge.lab.report.charts import Line, line_chart
 from fastbadge.lab.report.html import Content, Html, element, join, table
@@ -441,15 +441,16 @@ def _class_table(picks: Picks) -> Html:
 
 def configuration_section(run: Run) -> Html:
     """Configuration, what differs from the protocol, environment, and the command."""
-    protocol = asdict(config_for(run.config.dataset))
+    preset = asdict(preset_of(run.config))
     rows: list[list[Content]] = []
     for name, value in asdict(run.config).items():
-        differs = value != protocol[name]
-        said = element("b", _shown(value)) if differs else _shown(value)
-        rows.append([name, said, f"protocol: {_shown(protocol[name])}" if differs else ""])
+        differs = value != preset[name]
+        said = element("b", as_text(value)) if differs else as_text(value)
+        rows.append([name, said, f"protocol: {as_text(preset[name])}" if differs else ""])
     facts: list[list[Content]] = [[name, fact] for name, fact in run.environment.items()]
     if run.data_digest:
         facts.append(["data (SHA-256)", run.data_digest])
+    told = deviations(run.config)
     return join(
         [
             element("h3", "Repeat it"),
@@ -460,10 +461,12 @@ def configuration_section(run: Run) -> Html:
                 "number of processes. Where the data lie (--data-dir) changes no number.",
                 class_="note",
             ),
+            told and element("p", "What differs from what was published:", class_="note"),
+            told and element("ul", [element("li", line) for line in told], class_="note"),
             _unfold(
                 "Configuration and environment",
                 table(
-                    "Configuration; what differs from the protocol of the data set is bold.",
+                    f"Configuration; what differs from the protocol {preset['protocol']} is bold.",
                     ["Setting", "Value", ""],
                     rows,
                     class_="text",
@@ -479,17 +482,20 @@ def command(config: Config) -> str:
 
     >>> command(config_for("mnist", trials=3, hidden=(32, 16)))
     'fastbadge run --dataset mnist --trials 3 --hidden 32,16'
+    >>> command(config_for("mnist", protocol="paper", query_size=1_000, trials=3))
+    'fastbadge run --dataset mnist --protocol paper --trials 3 --query-size 1000'
     """
-    protocol = asdict(config_for(config.dataset))
+    preset = preset_of(config)
     words = ["fastbadge", "run", "--dataset", config.dataset]
+    if preset.protocol != config_for(config.dataset).protocol:
+        words += ["--protocol", preset.protocol]
+    # The size of queries sets others of the protocol's values, so it is named where it is not its.
+    size = config_for(config.dataset, protocol=preset.protocol).query_size
+    unsaid = asdict(preset) | {"protocol": config.protocol, "query_size": size}
     for name, value in asdict(config).items():
-        if value != protocol[name]:
-            words += [f"--{name.replace('_', '-')}", _shown(value)]
+        if value != unsaid[name]:
+            words += [f"--{name.replace('_', '-')}", as_text(value)]
     return shlex.join(words)
-
-
-def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _figure(chart: Html, caption: Content) -> Html:
