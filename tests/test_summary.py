@@ -1,6 +1,7 @@
 """The table and the sentence at the end of a run, and what is shown meanwhile."""
 
 import io
+import math
 import random
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from fastbadge.lab.progress import follow, seconds_left
 from fastbadge.lab.protocol import Config
+from fastbadge.lab.statistics import labels_saved_interval, learning_curve, paired_difference
 from fastbadge.lab.store import RoundRow, Run
 from fastbadge.lab.summary import compared, heading, savings_sentence, summary_table
 
@@ -59,6 +61,35 @@ def test_the_table_of_a_killed_run_says_how_many_trials_a_figure_has():
     assert ["40", "60.0"] in alone
 
 
+def test_many_strategies_are_rows_that_fit():
+    names = ("badge", "random", "uncertainty_herding", "least_confidence", "cluster_margin",
+             "power_margin", "badge_subset:candidates=2000")  # fmt: skip
+    draw = random.Random(0)
+    run = run_of(
+        {(n, t): [0.2 + 0.07 * r + draw.random() / 20 for r in range(9)]
+         for n in names for t in range(3)},
+        trials=3,
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=120)
+    console.print(summary_table(run))
+    assert "…" not in console.file.getvalue()
+    table = shown(run)
+    assert table[1] == [
+        "strategy", "60 labels", "100 labels", "180 labels", "- random at 180 (95 % interval)"
+    ]  # fmt: skip
+    assert [row[0] for row in table[3:10]] == list(names)
+    (difference,) = [
+        d for d in paired_difference(run.rows, "power_margin", "random") if d.labels == 180
+    ]
+    low, high = (100 * end for end in difference.interval)
+    by_name = {row[0]: row[1:] for row in table[3:10]}
+    point = learning_curve(run.rows)["power_margin"][4]
+    assert by_name["power_margin"][1] == f"{100 * point.mean:.1f} ± {100 * point.stderr:.1f}"
+    assert by_name["power_margin"][3] == f"{100 * difference.mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    assert len(by_name["random"]) == 3
+    assert len(shown(run_of({(n, 0): [0.5] for n in names}, trials=1))) > 9
+
+
 def test_one_trial_has_no_interval():
     table = shown(run_of({("badge", 0): [0.5], ("random", 0): [0.4]}, trials=1))
     assert ["labels", "badge", "random", "badge - random"] in table
@@ -81,23 +112,46 @@ def test_what_is_compared(strategies, pair):
 
 def test_the_sentence():
     # random ends with 81.0 at 40; badge goes from 55 at 20 to 92 at 40: 20 + 20 * 26 / 37 = 34.05.
-    sentence = (
+    # At the end badge is ahead by 10 and 12 points, 11 +- 12.7 * 1 of the t test: not surely.
+    run = run_of(PAIR, trials=2)
+    interval = labels_saved_interval(run.rows, "badge", "random")
+    assert interval.low == -math.inf
+    assert savings_sentence(run) == (
         "badge needs 34 labels for the 81.0 % that random ends with, random itself 40: "
-        "6 (15 %) saved."
+        "6 (15 %) fewer, which is not sure (95 % interval of the saving none to "
+        f"{interval.high:.0f}, 2 paired trials)."
     )
-    assert savings_sentence(run_of(PAIR, trials=2)) == sentence
     swapped = {
         (b, t): PAIR[a, t] for a, b in (("badge", "random"), ("random", "badge")) for t in (0, 1)
     }
-    assert savings_sentence(run_of(swapped, trials=2)).startswith("badge does not reach the 92.0 %")
+    assert savings_sentence(run_of(swapped, trials=2)).startswith(
+        "badge does not reach the 92.0 % that random ends with, which is not sure (95 %"
+    )
     worse = {(strategy, trial): [0.5, 0.6 + (strategy == "random")] for strategy, trial in PAIR}
     assert savings_sentence(run_of(worse, trials=2)) == (
-        "badge does not reach the 160.0 % that random ends with."
+        "badge does not reach the 160.0 % that random ends with (95 % interval of the saving none, "
+        "2 paired trials)."
+    )
+    sure = {key: [0.5, 0.9 if key[0] == "badge" else 0.7] for key in PAIR}
+    assert savings_sentence(run_of(sure, trials=2)) == (
+        "badge needs 30 labels for the 70.0 % that random ends with, random itself 40: "
+        "10 (25 %) saved (95 % interval of the saving 10 to 10, 2 paired trials)."
+    )
+    late = {key: [0.5, 0.9, 0.7] if key[0] == "random" else [0.5, 0.6, 0.8] for key in PAIR}
+    assert savings_sentence(run_of(late, trials=2)) == (
+        "badge needs 50 labels for the 70.0 % that random ends with, random itself 30: "
+        "20 (67 %) more, which is not sure (95 % interval of the saving -20 to 10, 2 paired "
+        "trials)."
+    )
+    once = {key: curve for key, curve in PAIR.items() if key[1] == 0}
+    assert savings_sentence(run_of(once, trials=1)).endswith(
+        ": 5 (12 %) fewer (there is one trial, so the uncertainty is not known)."
     )
     assert savings_sentence(run_of({("badge", 0): [0.5]}, trials=1)) == ""
     unfinished = {("badge", 0): [0.5, 0.6], ("random", 0): [0.5]}
     assert savings_sentence(run_of(unfinished, trials=1)) == (
-        "Labels saved: no finished trial of both in which random improves on its first round."
+        "How many labels badge saves against random cannot be said: there is no finished trial of "
+        "both in which random improves on its first round."
     )
     falling = {("badge", 0): [0.5, 0.6], ("random", 0): [0.5, 0.4]}
     assert "no finished trial of both" in savings_sentence(run_of(falling, trials=1))

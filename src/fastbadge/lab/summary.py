@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -17,6 +17,8 @@ from fastbadge.lab.statistics import (
     paired_difference,
 )
 from fastbadge.lab.store import RoundRow, Run
+
+_MOST_COLUMNS = 4  # strategies side by side within 120 characters
 
 
 def compared(strategies: Sequence[str]) -> tuple[str, str] | None:
@@ -45,25 +47,47 @@ def summary_table(run: Run) -> Table:
 
     All figures but the labels are percent or percentage points. Where a figure rests on fewer
     trials than the run asks for (it was killed, or is still going), their number is in brackets.
+    More than four strategies are rows, at few numbers of labels: as columns they would not fit.
     """
-    trials = run.config.trials
-    table = Table(box=box.SIMPLE_HEAD)
     curves = {
         name: {p.labels: p for p in curve} for name, curve in learning_curve(run.rows).items()
     }
-    pair = compared(list(curves))
+    every = sorted({row.labels for row in run.rows})
+    if len(curves) > _MOST_COLUMNS:
+        return _table_by_strategy(run, curves, every)
+    trials, table, pair = run.config.trials, Table(box=box.SIMPLE_HEAD), compared(list(curves))
     differences = {d.labels: d for d in paired_difference(run.rows, *pair)} if pair else {}
     table.add_column("labels", justify="right")
     for strategy in curves:
         table.add_column(strategy, justify="right")
     if pair:
-        interval = " (95 % interval)" if trials > 1 else ""
-        table.add_column(f"{pair[0]} - {pair[1]}{interval}", justify="right")
-    for labels in sorted({row.labels for row in run.rows}):
+        table.add_column(f"{pair[0]} - {pair[1]}{_interval_of(trials)}", justify="right")
+    for labels in every:
         cells = [_accuracy(curve.get(labels), trials) for curve in curves.values()]
         if pair:
             cells.append(_difference(differences.get(labels), trials))
         table.add_row(str(labels), *cells)
+    return table
+
+
+def _table_by_strategy(
+    run: Run, curves: Mapping[str, Mapping[int, Point]], every: Sequence[int]
+) -> Table:
+    """A quarter and half of the queries on, and at the end, with the difference that is there."""
+    trials, pair = run.config.trials, compared(list(curves))
+    assert pair is not None
+    last, baseline = len(every) - 1, pair[1]
+    shown = [every[i] for i in sorted({last // 4, last // 2, last})]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("strategy")
+    for labels in shown:
+        table.add_column(f"{labels} labels", justify="right")
+    table.add_column(f"- {baseline} at {every[-1]}{_interval_of(trials)}", justify="right")
+    for name, curve in curves.items():
+        differences = paired_difference(run.rows, name, baseline) if name != baseline else []
+        at_end = next((d for d in differences if d.labels == every[-1]), None)
+        accuracies = [_accuracy(curve.get(labels), trials) for labels in shown]
+        table.add_row(name, *accuracies, _difference(at_end, trials))
     return table
 
 
@@ -119,6 +143,10 @@ def saving_ends(low: float, high: float) -> str:
     if math.isinf(high):
         return "none"
     return f"{'none' if math.isinf(low) else f'{low:.0f}'} to {high:.0f}"
+
+
+def _interval_of(trials: int) -> str:
+    return " (95 % interval)" if trials > 1 else ""
 
 
 def _accuracy(point: Point | None, trials: int) -> str:
