@@ -195,5 +195,5 @@ def test_a_task_is_a_round_of_trials_at_the_same_round():
 def cohorts(config, recorded, together):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "_trains_together", lambda config: together)
-        waiting = experiment._unfinished(config, "out", recorded)
+        waiting = experiment._unfinished(config, "out", recorded, 1297)
     return [(cohort.strategy, list(cohort.rows_of)) for cohort in waiting]
