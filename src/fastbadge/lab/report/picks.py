@@ -30,7 +30,7 @@ class Sprite:
         png: as base64.
         width: in pixels of the picture.
         height: likewise.
-        classes: of the examples, in order.
+        classes: of the examples, in order, by number.
     """
 
     png: str
@@ -44,12 +44,14 @@ class Picks:
     """What a run picked.
 
     Args:
+        classes: what each class is called: its name, or its number.
         class_sizes_C: int64 [C], of the pool (of trial 0, where it is divided anew each trial).
         counts: for each strategy float64 [C, rounds]: mean picks of a class over the trials that
             recorded the query; NaN where none did.
         sprites: for each strategy that queried in trial 0; empty where examples are no images.
     """
 
+    classes: tuple[str, ...]
     class_sizes_C: NDArray[np.int64]
     counts: dict[str, NDArray[np.float64]]
     sprites: dict[str, Sprite]
@@ -93,7 +95,8 @@ def _look_up(run: Run, data_dir: Path | None) -> Picks | str:
         trials[row.strategy][row.round] += 1
     with np.errstate(invalid="ignore"):
         counts = {name: (sums[name] / trials[name]).T for name in sums}
-    return Picks(sizes_C, counts, _sprites(run.rows, first))
+    classes = first.classes or tuple(map(str, range(first.num_classes)))
+    return Picks(classes, sizes_C, counts, _sprites(run.rows, first))
 
 
 def _load(run: Run, data_dir: Path | None, trial: int) -> Dataset:

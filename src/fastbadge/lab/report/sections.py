@@ -32,6 +32,7 @@ from fastbadge.lab.summary import compared, saving_ends
 
 _MISSING = element("span", "\N{EN DASH}", class_="none", title="missing")
 _MOST_CLASSES = 60
+_LONGEST_NAME = 12  # of a class beside its row
 
 
 def baseline_of(run: Run) -> str | None:
@@ -350,7 +351,7 @@ def picks_section(run: Run, picks: Picks | str) -> Html | None:
 
 def _sprite(name: str, picks: Picks) -> Html:
     sprite = picks.sprites[name]
-    classes = ", ".join(map(str, sprite.classes))
+    classes = ", ".join(picks.classes[c] for c in sprite.classes)
     zoom = max(1, min(4, 360 // sprite.width))
     return element(
         "figure",
@@ -370,15 +371,18 @@ def _heat(name: str, run: Run, picks: Picks, top: float) -> Html:
     classes, rounds = counts_CR.shape
     side = 13 if classes <= 30 else 9
     wide = max(4, min(side, 300 // max(rounds, 1)))
+    shown = [_shortened(name) for name in picks.classes]
+    left = 14 + 6 * max(map(len, shown))
     cells = [
         element(
             "rect",
             None
             if math.isnan(value)
             else element(
-                "title", f"class {c}, query {r + 1}: {value:.1f} of {run.config.query_size}"
+                "title",
+                f"class {picks.classes[c]}, query {r + 1}: {value:.1f} of {run.config.query_size}",
             ),
-            x=26 + r * wide,
+            x=left + r * wide,
             y=c * side,
             width=wide - 1,
             height=side - 1,
@@ -389,18 +393,22 @@ def _heat(name: str, run: Run, picks: Picks, top: float) -> Html:
         for r, value in enumerate(counts_CR[c].tolist())
     ]
     names = [
-        element("text", str(c), x=20, y=c * side + 10, text_anchor="end")
+        element("text", shown[c], x=left - 6, y=c * side + 10, text_anchor="end")
         for c in range(classes)
         if side > 10 or c % 2 == 0
     ]
     under = [
         element(
-            "text", str(r + 1), x=26 + (r + 0.5) * wide, y=classes * side + 12, text_anchor="middle"
+            "text",
+            str(r + 1),
+            x=left + (r + 0.5) * wide,
+            y=classes * side + 12,
+            text_anchor="middle",
         )
         for r in range(rounds)
         if (wide >= 12 and (r + 1) % 2 == 1) or r in (0, rounds - 1)
     ]
-    width, height = 30 + rounds * wide, classes * side + 16
+    width, height = left + 4 + rounds * wide, classes * side + 16
     return element(
         "figure",
         element("figcaption", display_name(name)),
@@ -420,12 +428,20 @@ def _heat(name: str, run: Run, picks: Picks, top: float) -> Html:
     )
 
 
+def _shortened(name: str) -> str:
+    return (
+        name
+        if len(name) <= _LONGEST_NAME
+        else f"{name[: _LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
+
+
 def _class_table(picks: Picks) -> Html:
     share_C = picks.class_sizes_C / picks.class_sizes_C.sum()
     totals = {name: np.nansum(counts, axis=1) for name, counts in picks.counts.items()}
     rows: list[list[Content]] = [
         [
-            str(c),
+            picks.classes[c],
             f"{100 * share_C[c]:.1f}",
             *(
                 f"{100 * total_C[c] / total_C.sum():.1f}" if total_C.sum() else _MISSING
