@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import combinations
 from pathlib import Path
 
 from fastbadge.errors import InputError
@@ -179,7 +180,7 @@ def ranking(settings: Sequence[Sequence[RoundRow]]) -> str:
         if mean is not None
     }
     if not means:
-        return "No ranking over all settings: comparisons are missing."
+        return f"There is no ranking over all settings: {_why_none(penalty)}."
     least = min(means.values())
     best = [name for name, mean in means.items() if mean == least]
     others = [name for name in sorted(means, key=means.__getitem__) if means[name] > least]
@@ -197,6 +198,24 @@ def ranking(settings: Sequence[Sequence[RoundRow]]) -> str:
             if tied
             else ""
         )
+    )
+
+
+def _why_none(penalty: Penalty) -> str:
+    count = sum(map(bool, penalty.budgets))
+    if count == 0:
+        return f"none has budgets, which {_BASELINE} sets"
+    missing = [
+        f"{in_words(a)} and {in_words(b)}"
+        for (i, a), (j, b) in combinations(enumerate(penalty.strategies), 2)
+        if penalty.compared[i][j] < count
+    ]
+    if not missing:
+        return "there is one strategy"
+    further = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    return (
+        "a comparison takes two trials of both strategies in every setting, which the pair "
+        f"{missing[0]} lacks{further}"
     )
 
 
