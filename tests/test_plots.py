@@ -22,7 +22,7 @@ from fastbadge.lab.plots import (
     write_plots,
     write_setting_plots,
 )
-from fastbadge.lab.statistics import labels_saved, learning_curve
+from fastbadge.lab.statistics import labels_saved, labels_saved_interval, learning_curve
 from fastbadge.lab.store import RoundRow
 from fastbadge.strategies import strategy_names
 
@@ -162,7 +162,8 @@ def test_curves_show_the_means_in_percent_and_the_band_their_standard_error():
     assert axes.get_title(loc="left") == "digits: mean ± standard error of 3 trials"
     for (strategy, curve), band in zip(learning_curve(rows).items(), axes.collections, strict=True):
         line = lines_of(figure)[display_name(strategy)]
-        assert line.get_color() == LOOKS[strategy][0]
+        assert line.get_color() == LOOKS[strategy].color
+        assert line.is_dashed() == bool(LOOKS[strategy].dash)
         np.testing.assert_allclose(line.get_xdata(), [p.labels for p in curve])
         np.testing.assert_allclose(line.get_ydata(), [100 * p.mean for p in curve])
         edges = band.get_paths()[0].vertices
@@ -176,7 +177,14 @@ def test_the_arrow_says_how_many_labels_are_saved_where_there_are_two_curves():
     rows = rows_of("badge", "random")
     saved = labels_saved(rows, "badge", "random")
     texts = [text.get_text() for text in draw_learning_curves(rows).axes[0].texts]
+    assert labels_saved_interval(rows, "badge", "random").low > 0
     assert f"{saved.labels_b - saved.labels_a:.0f} labels saved" in texts
+    # One trial cannot be sure of it.
+    texts = [
+        t.get_text()
+        for t in draw_learning_curves(rows_of("badge", "random", trials=1)).axes[0].texts
+    ]
+    assert any(text.endswith(" labels fewer") for text in texts)
     assert not draw_learning_curves(rows_of("badge", "random", "margin")).axes[0].texts
     other = {"badge": "random", "random": "badge"}
     swapped = [replace(row, strategy=other[row.strategy]) for row in rows]
@@ -225,10 +233,11 @@ def test_every_strategy_has_its_own_look():
     shortcuts = {"badge_subset", "badge_proxy"}  # are run under names with options
     assert set(LOOKS) == set(strategy_names()) - shortcuts
     looks = [*LOOKS.values(), *OTHER_LOOKS]
-    assert len({color for color, _ in looks}) == len({marker for _, marker in looks}) == len(looks)
+    for part in ("color", "marker"):
+        assert len({getattr(look, part) for look in looks}) == len(looks)
     figure = draw_learning_curves(rows_of("mine", "badge", "yours"))
     colors = [line.get_color() for line in lines_of(figure).values()]
-    assert colors == [OTHER_LOOKS[0][0], LOOKS["badge"][0], OTHER_LOOKS[1][0]]
+    assert colors == [OTHER_LOOKS[0].color, LOOKS["badge"].color, OTHER_LOOKS[1].color]
 
 
 def test_show_without_a_screen_writes_the_picture(tmp_path, monkeypatch):

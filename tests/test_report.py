@@ -5,18 +5,21 @@ import hashlib
 import io
 import random
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from fastbadge.cli import main
 from fastbadge.errors import InputError
 from fastbadge.lab.datasets import load_dataset
-from fastbadge.lab.protocol import Config, config_for
-from fastbadge.lab.report import picks, render_report
-from fastbadge.lab.report.answer import answer
+from fastbadge.lab.protocol import Config, config_for, deviations
+from fastbadge.lab.report import picks, ranking, render_report
+from fastbadge.lab.report.answer import _between, answer, area_tests
 from fastbadge.lab.report.charts import HEIGHT, WIDTH, Line, line_chart
 from fastbadge.lab.report.html import element, join, table
 from fastbadge.lab.report.sections import command
@@ -24,7 +27,7 @@ from fastbadge.lab.seeds import seed_for
 from fastbadge.lab.statistics import labels_saved, labels_saved_interval
 from fastbadge.lab.store import RoundRow, Run
 
-GAIN = {"badge": 0.30, "margin": 0.27, "random": 0.20, "entropy": 0.15}
+GAIN = {"badge": 0.30, "margin": 0.27, "random": 0.20, "entropy": 0.15, "worst": 0.1}
 VOID = {"meta", "link", "img"}
 
 
@@ -140,6 +143,7 @@ def test_the_answer_carries_its_uncertainty(run):
     saved = labels_saved(run.rows, "badge", "random")
     interval = labels_saved_interval(run.rows, "badge", "random")
     fewer = saved.labels_b - saved.labels_a
+    assert interval.low > 0
     assert first == (
         f"BADGE needs {saved.labels_a:.0f} labels for the {100 * saved.accuracy:.1f} % that random "
         f"ends with, random itself {saved.labels_b:.0f}: {fewer:.0f} "
@@ -151,23 +155,51 @@ def test_the_answer_carries_its_uncertainty(run):
         r"\(95 % interval \+\d\.\d to \+\d\.\d, Holm's p (< 0\.001|= 0\.\d+)\)\.",
         second,
     )
-    assert third == "No other strategy of this run has a higher average than BADGE."
+    assert third == "No strategy of this run has a higher average than BADGE."
 
 
 def test_answers_in_other_cases():
     worse = answer(run_of("entropy", "random", "margin"))
-    assert re.match(r"entropy does not reach the 5\d\.\d % that random ends with; ", worse[0])
-    assert "nor does it in 100 % of the bootstrap resamples of 5 trials" in worse[0]
+    assert re.fullmatch(
+        r"entropy does not reach the 5\d\.\d % that random ends with \(95 % interval of the saving "
+        r"none, 5 paired trials\)\.",
+        worse[0],
+    )
     assert "points below that of random" in worse[1]
     assert "The highest average is that of margin" in worse[2]
     assert "points above that of entropy (95 % interval +" in worse[2]
     once = answer(run_of("badge", "random", trials=1))
     assert all("one trial, so the uncertainty is not known" in sentence for sentence in once)
+    losing = answer(run_of("entropy", "random", "worst"))
+    assert losing[-1] == "No strategy of this run has a higher average than random."
     assert answer(run_of("margin")) == ["margin was run alone, so nothing is compared."]
     begun = answer(run_of("badge", "random", lacks=lambda row: row.round > 2 and row.trial))
     assert "5 paired" not in begun[0]
     nothing = answer(run_of("badge", "random", lacks=lambda row: row.strategy == "random"))
     assert nothing[0].startswith("How many labels BADGE saves against random cannot be said")
+
+
+def test_a_test_turned_round_is_turned_in_all_its_parts():
+    tests = area_tests(run_of("margin", "random").rows)
+    (test,), turned = tests, _between(tests, "random", "margin")
+    low, high = test.interval
+    assert (turned.a, turned.b, turned.mean) == ("random", "margin", -test.mean)
+    assert (turned.interval, turned.effect, turned.p) == ((-high, -low), -test.effect, test.p)
+
+
+def test_no_ranking_says_what_is_missing():
+    alone, pair = run_of("badge", "random", trials=1), run_of("badge", "random")
+    assert ranking([pair.rows, alone.rows]) == (
+        "There is no ranking over all settings: a comparison takes two trials of both strategies "
+        "in every setting, which the pair BADGE and random lacks."
+    )
+    three = run_of("badge", "random", "margin", trials=1)
+    assert "the pair BADGE and random lacks (and 2 more)." in ranking([three.rows])
+    once = [row for row in pair.rows if row.strategy == "random"]
+    assert ranking([once, once]) == "There is no ranking over all settings: there is one strategy."
+    assert ranking([run_of("badge", "margin").rows]) == (
+        "There is no ranking over all settings: none has budgets, which random sets."
+    )
 
 
 @pytest.mark.parametrize("lacks", [
@@ -268,16 +300,32 @@ def test_what_is_an_image():
     assert picks.image_shape(replace(digits, shape=(2, 8, 4))) is None
 
 
-@pytest.mark.parametrize("config", [
-    Config(),
-    config_for("mnist", trials=50, strategies=("badge", "badge_subset:candidates=2000")),
-    config_for("digits", hidden=(32, 16), learning_rate=0.01, seed=7, initial_labels=30,
-               query_size=15, stop_accuracy=0.9, clip_norm=2.5, train_batch=10, max_epochs=3),
-    config_for("npz:my data/it's.npz", rounds=3),
-], ids=lambda config: config.dataset)  # fmt: skip
-def test_the_command_gives_the_same_configuration(config, monkeypatch):
-    import shlex
+def wanted():
+    """Any configuration that `config_for` gives, and that a user could type."""
+    names = st.lists(st.sampled_from(["badge", "random", "margin", "badge_subset:candidates=2000"]),
+                     min_size=1, unique=True)  # fmt: skip
+    return st.builds(
+        config_for,
+        st.sampled_from(["digits", "mnist", "cifar10", "openml:6", "npz:my data/it's.npz"]),
+        protocol=st.sampled_from([None, "digits", "classic", "paper"]),
+        strategies=st.none() | names,
+        trials=st.sampled_from([None, 5, 50]),
+        rounds=st.sampled_from([None, 3, 10, 16, 32]),
+        initial_labels=st.sampled_from([None, 20, 100]),
+        query_size=st.sampled_from([None, 20, 50, 100, 1_000, 10_000]),
+        model=st.sampled_from([None, "linear", "my_models:small"]),
+        hidden=st.sampled_from([None, (256,), (1024,), (128, 64)]),
+        learning_rate=st.none() | st.floats(1e-6, 1),
+        train_batch=st.sampled_from([None, 64, 100, 128]),
+        max_epochs=st.sampled_from([None, 100, 300, 1_000]),
+        stop_accuracy=st.none() | st.floats(0.5, 1),
+        clip_norm=st.sampled_from([None, 0.0, 1.0, 2.5]),
+        seed=st.none() | st.integers(0, 2**70),
+        device=st.sampled_from([None, "cuda:1"]),
+    )
 
+
+def test_the_command_gives_the_same_configuration(monkeypatch):
     ran = []
 
     def pretend(config, *_, **__):
@@ -285,8 +333,32 @@ def test_the_command_gives_the_same_configuration(config, monkeypatch):
         raise InputError("enough")
 
     monkeypatch.setattr("fastbadge.lab.experiment.run_experiment", pretend)
-    fastbadge, *words = shlex.split(command(config))
-    assert (fastbadge, main([*words, "--out", "there"]), ran) == ("fastbadge", 2, [config])
+
+    @hypothesis.settings(max_examples=60, derandomize=True, deadline=None, database=None)
+    @hypothesis.example(config_for("digits", protocol="paper", query_size=1_000, rounds=10))
+    @hypothesis.example(config_for("mnist", protocol="paper", learning_rate=1e-4))
+    @hypothesis.given(wanted())
+    def check(config):
+        fastbadge, *words = shlex.split(command(config))
+        assert (fastbadge, main([*words, "--out", "there"])) == ("fastbadge", 2)
+        assert ran.pop() == config
+
+    check()
+
+
+def test_the_configuration_is_measured_by_its_own_protocol(monkeypatch):
+    monkeypatch.setattr("fastbadge.lab.report.page.look_up", lambda *_: "picks of other rounds")
+    config = config_for("digits", protocol="paper", query_size=1_000, trials=3, rounds=1)
+    run = run_of("badge", "random")
+    seen = Outline(render_report([replace(run, config=config)])).seen
+    assert "what differs from the protocol paper is bold" in seen
+    assert "trials 3 protocol: 5" in seen and "rounds 1 protocol: 16" in seen
+    assert not re.search(r"(hidden|query_size|max_epochs) \S+ protocol", seen)
+    for line in deviations(config):
+        assert line in seen
+    assert "published" not in Outline(render_report([run])).seen
+    # A protocol of a later version.
+    Outline(render_report([replace(run, config=replace(run.config, protocol="later"))]))
 
 
 # --- its parts
@@ -325,6 +397,17 @@ def test_points_lie_where_the_axes_say(log):
                 shown = np.log(value) if log == name else value
                 assert np.polyval(fit, shown) == pytest.approx(at, abs=0.3)
     assert (place >= 0).all() and (place <= [WIDTH, HEIGHT]).all()
+
+
+def test_a_line_is_dashed_alike_whatever_stands_beside_it():
+    def dash(*names):
+        lines = [Line(name, [(1, 2, 1, 3), (2, 3, 2, 4)], ["", ""]) for name in names]
+        chart = line_chart(lines, strategies=names, title="t", x_title="x", y_title="y")
+        (found,) = re.findall(r'data-series="0"[^>]*>.*?stroke-dasharray="([^"]*)"', chart)[:1]
+        return found, "many" in chart
+
+    assert dash("margin", "badge") == ("7 3", False) == dash("margin")
+    assert dash("margin", "badge", "random", "entropy", "albl") == ("7 3", True)
 
 
 def test_values_without_a_logarithm_are_left_out_of_it():

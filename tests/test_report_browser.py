@@ -30,7 +30,8 @@ def url(tmp_path_factory):
     from fastbadge.lab.report import render_report
 
     path = tmp_path_factory.mktemp("report") / "report.html"
-    runs = [run_of("badge", "random", "margin", "entropy"), run_of("badge", "random", "entropy")]
+    many = run_of("badge", "random", "entropy", "albl", "bald", "coreset")
+    runs = [run_of("badge", "random", "margin", "entropy"), many]
     path.write_text(render_report(runs, command="fastbadge report a b"), encoding="utf-8")
     return path.as_uri()
 
@@ -162,6 +163,30 @@ def test_words_and_lines_stand_out_in_both_schemes(open_page, scheme):
 def test_a_telephone_needs_no_sideways_scrolling(open_page):
     page = open_page(viewport={"width": 375, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+def test_a_telephone_cuts_no_words(open_page):
+    page = open_page(viewport={"width": 390, "height": 844})
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    boxes = page.evaluate(
+        """[...document.querySelectorAll("figcaption, .chart:not(.is-log) .linear text, h3, p")]
+          .map((e) => e.getBoundingClientRect()).filter((b) => b.width)
+          .map((b) => [b.left, b.right])"""
+    )
+    assert len(boxes) > 100
+    assert min(left for left, _ in boxes) >= 0 and max(right for _, right in boxes) <= 390
+
+
+def test_the_band_of_one_among_many_lines_is_shown_where_it_is_pointed_at(open_page):
+    page = open_page()
+    chart = page.locator("#run-1 .chart").first
+    bands = chart.locator("g.linear path.band")
+    assert bands.count() == 6 and not any(bands.nth(i).is_visible() for i in range(6))
+    chart.get_by_role("button", name="ALBL").hover()
+    assert [bands.nth(i).is_visible() for i in range(6)] == [i == 3 for i in range(6)]
+    page.mouse.move(0, 0)
+    assert not bands.nth(3).is_visible()
+    assert page.locator("#run-0 .chart").first.locator("g.linear path.band").first.is_visible()
 
 
 def test_a_screenshot(open_page, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -25,28 +26,44 @@ from fastbadge.lab.statistics import (
 )
 from fastbadge.lab.store import RoundRow
 
+
+class Look(NamedTuple):
+    """How the line of a strategy looks.
+
+    Args:
+        color: as #rrggbb.
+        marker: of matplotlib.
+        dash: lengths drawn and left out in turn, in widths of the line; empty for a solid one.
+    """
+
+    color: str
+    marker: str
+    dash: tuple[float, ...]
+
+
+_SOLID, _DASHED, _DOTTED, _DASH_DOTTED = (), (3.5, 1.5), (1.0, 1.5), (4.5, 1.5, 1.0, 1.5)
 # Okabe & Ito (2008): eight colours that colour-blind readers tell apart; the rarer strategies have
-# Paul Tol's twelve and a grey. Known strategies keep theirs in every picture, and the marker tells
-# apart what is close in colour, or a grey print.
+# Paul Tol's twelve and a grey. Known strategies keep theirs in every picture, and marker and dash
+# tell apart what is close in colour, or a grey print.
 LOOKS = {
-    "badge": ("#0072B2", "o"),
-    "random": ("#D55E00", "s"),
-    "margin": ("#009E73", "^"),
-    "entropy": ("#CC79A7", "D"),
-    "least_confidence": ("#E69F00", "v"),
-    "coreset": ("#332288", "p"),
-    "albl": ("#999933", "$A$"),
-    "kdpp": ("#882255", "$K$"),
-    "bait": ("#661100", "*"),
-    "bald": ("#117733", "<"),
-    "batchbald": ("#44AA99", ">"),
-    "power_bald": ("#88CCEE", "8"),
-    "power_margin": ("#6699CC", "d"),
-    "cluster_margin": ("#AA4499", "H"),
-    "typiclust": ("#CC6677", "$T$"),
-    "probcover": ("#DDCC77", "$\\clubsuit$"),
-    "uncertainty_herding": ("#AA4466", "$\\spadesuit$"),
-    "vessal": ("#777777", "$V$"),
+    "badge": Look("#0072B2", "o", _SOLID),
+    "random": Look("#D55E00", "s", _SOLID),
+    "margin": Look("#009E73", "^", _DASHED),
+    "entropy": Look("#CC79A7", "D", _DOTTED),
+    "least_confidence": Look("#E69F00", "v", _DASH_DOTTED),
+    "coreset": Look("#332288", "p", _DASHED),
+    "albl": Look("#999933", "$A$", _DOTTED),
+    "kdpp": Look("#882255", "$K$", _DASH_DOTTED),
+    "bait": Look("#661100", "*", _SOLID),
+    "bald": Look("#117733", "<", _DASHED),
+    "batchbald": Look("#44AA99", ">", _DOTTED),
+    "power_bald": Look("#88CCEE", "8", _DASH_DOTTED),
+    "power_margin": Look("#6699CC", "d", _SOLID),
+    "cluster_margin": Look("#AA4499", "H", _DASHED),
+    "typiclust": Look("#CC6677", "$T$", _DASH_DOTTED),
+    "probcover": Look("#DDCC77", "$\\clubsuit$", _DOTTED),
+    "uncertainty_herding": Look("#AA4466", "$\\spadesuit$", _DASHED),
+    "vessal": Look("#777777", "$V$", _DOTTED),
 }
 _NAMES = {
     "badge": "BADGE",
@@ -60,7 +77,11 @@ _NAMES = {
     "probcover": "ProbCover",
     "vessal": "VeSSAL",
 }
-OTHER_LOOKS = (("#56B4E9", "P"), ("#000000", "X"), ("#F0E442", "h"))
+OTHER_LOOKS = (
+    Look("#56B4E9", "P", _DASHED),
+    Look("#000000", "X", _DOTTED),
+    Look("#F0E442", "h", _DASH_DOTTED),
+)
 
 FORMATS = ("png", "svg", "pdf")
 # Else the time of drawing is in the file, and no two are the same.
@@ -289,12 +310,13 @@ def draw_error_cdf(settings: Sequence[Sequence[RoundRow]]) -> Figure:
             seen = [step for step in steps if step.error <= high]
             x = [low, *(step.error for step in seen), high]
             y = [0.0, *(step.share for step in seen), seen[-1].share if seen else 0.0]
-            color, marker = look(name, list(cdf))
+            color, marker, dash = look(name, list(cdf))
             axes.step(
                 x,
                 y,
                 where="post",
                 color=color,
+                dashes=dash,
                 marker=marker,
                 markevery=slice(1, len(x) - 1),
                 label=display_name(name),
@@ -358,8 +380,8 @@ def _canvas(
     return figure, axes
 
 
-def look(strategy: str, strategies: Sequence[str]) -> tuple[str, str]:
-    """Colour and marker of a strategy, the same in every picture that has these strategies."""
+def look(strategy: str, strategies: Sequence[str]) -> Look:
+    """The look of a strategy, the same in every picture of a run with these strategies."""
     if strategy in LOOKS:
         return LOOKS[strategy]
     others = [name for name in strategies if name not in LOOKS]
@@ -375,13 +397,14 @@ def _draw_line(
     low: Sequence[float],
     high: Sequence[float],
 ) -> None:
-    color, marker = look(strategy, strategies)
+    color, marker, dash = look(strategy, strategies)
     letter = marker.startswith("$")  # thinner than a shape, and a white edge would eat it
     axes.fill_between(labels, low, high, color=color, alpha=0.18, linewidth=0)
     axes.plot(
         labels,
         middle,
         color=color,
+        dashes=dash,
         marker=marker,
         markersize=7 if letter else None,
         markeredgecolor=color if letter else "white",

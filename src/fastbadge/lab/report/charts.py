@@ -19,10 +19,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from fastbadge.lab.plots import display_name, look
 from fastbadge.lab.report.html import Html, element, join
 
-WIDTH, HEIGHT = 640, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 24, 12, 50
-_DASHES = (None, "7 3", "2 3", "9 3 2 3")
+WIDTH, HEIGHT = 640, 380
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 24, 34, 50
+_LINE_WIDTH = 2  # as in report.css
 _MARKER_SIZE = 8.5
+_MOST_BANDS = 4  # more lie over each other, and are shown one at a time
 
 _Scale: TypeAlias = Callable[[float], float]
 
@@ -59,6 +60,8 @@ def line_chart(
 ) -> Html:
     """A chart with a legend that shows and hides its lines.
 
+    The bands of more than four lines are shown one at a time, where a line is pointed at.
+
     Args:
         lines: at least one, each with at least one point.
         strategies: of the run, which decide about looks.
@@ -76,6 +79,8 @@ def line_chart(
     if log:
         plots["log"] = _plot(lines, strategies, log, level, False, x_title, y_title)
         body.append(element("g", plots["log"].markup, class_="log"))
+    bands = sum(any(low != high for _, _, low, high in line.points) for line in lines)
+    many = bands > _MOST_BANDS
     cursor = column and json.dumps(_columns(lines, plots, column), separators=(",", ":"))
     svg = element(
         "svg",
@@ -92,7 +97,8 @@ def line_chart(
             "div", _legend(lines, strategies), log and _switch(log, log_first), class_="controls"
         ),
         element("div", svg, element("div", class_="tip", role="status", hidden=True), class_="box"),
-        class_="chart is-log" if log and log_first else "chart",
+        many and element("p", "Point at a line or its name to see its band.", class_="note hint"),
+        class_=" ".join(["chart"] + ["is-log"] * bool(log and log_first) + ["many"] * many),
         data_columns=cursor,
     )
 
@@ -137,12 +143,7 @@ def _plot(
             for x in x_ticks
         ],
         element("text", x_title, x=(_LEFT + right) / 2, y=HEIGHT - 4, class_="x title"),
-        element(
-            "text",
-            y_title,
-            transform=f"translate(13 {(_TOP + bottom) / 2:g}) rotate(-90)",
-            class_="x title",
-        ),
+        element("text", y_title, x=4, y=18, class_="y title"),
         level is not None
         and element(
             "line", x1=_LEFT, x2=right, y1=_n(y_at(level)), y2=_n(y_at(level)), class_="axis"
@@ -193,7 +194,7 @@ def _draw(
     *,
     positive: str | None,
 ) -> Html:
-    color, marker = look(line.strategy, strategies)
+    color, marker, _ = look(line.strategy, strategies)
     points = [
         (x_at(x), y_at(middle), y_at(low), y_at(high))
         for x, middle, low, high in line.points
@@ -234,7 +235,7 @@ def _legend(lines: Sequence[Line], strategies: Sequence[str]) -> list[Html]:
                 ),
                 not line.stairs
                 and element(
-                    "path", d=_marker(look(line.strategy, strategies)[1], 15, 7), class_="mark"
+                    "path", d=_marker(look(line.strategy, strategies).marker, 15, 7), class_="mark"
                 ),
                 viewBox="0 0 30 14",
                 aria_hidden="true",
@@ -244,7 +245,7 @@ def _legend(lines: Sequence[Line], strategies: Sequence[str]) -> list[Html]:
             class_="toggle",
             aria_pressed="true",
             data_series=i,
-            style=f"--c:{look(line.strategy, strategies)[0]}",
+            style=f"--c:{look(line.strategy, strategies).color}",
         )
         for i, line in enumerate(lines)
     ]
@@ -275,7 +276,8 @@ def _columns(
 
 
 def _dash(line: Line, strategies: Sequence[str]) -> str | None:
-    return _DASHES[list(strategies).index(line.strategy) % len(_DASHES)]
+    dash = look(line.strategy, strategies).dash
+    return " ".join(_n(_LINE_WIDTH * length) for length in dash) or None
 
 
 def _marker(marker: str, x: float, y: float) -> str:

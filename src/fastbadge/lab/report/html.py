@@ -63,21 +63,23 @@ def table(
     rows: Iterable[Sequence[Content]],
     **attributes: Attribute,
 ) -> Html:
-    """A table whose first column names its rows; it scrolls by itself where it is too wide."""
+    """A table whose first column names its rows, under its caption."""
     body = [
         element("tr", element("th", row[0], scope="row"), [element("td", cell) for cell in row[1:]])
         for row in rows
     ]
     head = element("tr", [element("th", cell, scope="col") for cell in header])
-    inner = element(
-        "table",
-        element("caption", caption),
-        element("thead", head),
-        element("tbody", body),
-        **attributes,
+    return captioned(
+        caption,
+        element("table", element("thead", head), element("tbody", body), **attributes),
     )
+
+
+def captioned(caption: Content, table: Html) -> Html:
+    """A table under its caption; where it is too wide it scrolls, and the caption does not."""
     # Focusable, so that the keyboard can scroll it.
-    return element("div", inner, class_="scroll", tabindex=0)
+    scroll = element("div", table, class_="scroll", tabindex=0)
+    return element("figure", element("figcaption", caption), scroll, class_="table")
 
 
 def _name(key: str) -> str:

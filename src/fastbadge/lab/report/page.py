@@ -23,7 +23,7 @@ from fastbadge.lab.plots import display_name, in_words
 from fastbadge.lab.report import sections
 from fastbadge.lab.report.answer import answer, p_value
 from fastbadge.lab.report.charts import Line, line_chart
-from fastbadge.lab.report.html import Content, Html, element, join, table
+from fastbadge.lab.report.html import Content, Html, captioned, element, join, table
 from fastbadge.lab.report.picks import look_up
 from fastbadge.lab.store import RoundRow, Run
 from fastbadge.lab.summary import compared
@@ -342,14 +342,10 @@ def _matrix(penalty: Penalty, count: int) -> Html:
         "ranks strategies: lower is better. A dash stands for what was not compared."
     )
     head = element("tr", [element("th", cell, scope="col") for cell in header])
-    inner = element(
-        "table",
-        element("caption", caption),
-        element("thead", head),
-        element("tbody", body, means),
-        class_="matrix",
+    return captioned(
+        caption,
+        element("table", element("thead", head), element("tbody", body, means), class_="matrix"),
     )
-    return element("div", inner, class_="scroll", tabindex=0)
 
 
 def _matrix_cell(cell: float | None, compared_in: int, count: int, *, diagonal: bool) -> Html:

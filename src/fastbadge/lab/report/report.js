@@ -12,6 +12,11 @@ for (const chart of document.querySelectorAll(".chart")) {
       button.setAttribute("aria-pressed", String(shown));
       for (const group of series(i)) group.classList.toggle("off", !shown);
     });
+    for (const [event, lit] of [["pointerenter", true], ["pointerleave", false], ["focus", true], ["blur", false]]) {
+      button.addEventListener(event, () => {
+        for (const group of series(button.dataset.series)) group.classList.toggle("lit", lit);
+      });
+    }
   }
 
   const scale = chart.querySelector("button.scale");

@@ -423,7 +423,7 @@ def _heat(name: str, run: Run, picks: Picks, top: float) -> Html:
             class_="cells",
             role="img",
             aria_label=f"Classes picked by {display_name(name)}; the totals are in the table below",
-            style=f"--c:{look(name, run.config.strategies)[0]}",
+            style=f"--c:{look(name, run.config.strategies).color}",
         ),
     )
 
