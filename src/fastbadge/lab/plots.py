@@ -205,7 +205,10 @@ def draw_learning_curves(
         if saved is not None and len(curves) == 2:  # among more curves the arrow is clutter
             interval = labels_saved_interval(rows, "badge", "random")
             _draw_saving(axes, saved, sure=interval is not None and interval.low > 0)
-        axes.legend(loc="lower right")  # learning curves rise, so nothing is there
+        if len(curves) > 4:
+            figure.legend(loc="outside lower center", ncols=3)
+        else:
+            axes.legend(loc="lower right")  # learning curves rise, so nothing is there
     return figure
 
 
