@@ -141,7 +141,7 @@ def test_whatever_is_imported_is_declared(module):
     names = {name.partition(".")[0] for name in IMPORTS[module]} - sys.stdlib_module_names
     extras = PROJECT["optional-dependencies"].values()
     declared = {name_of(line) for line in sum(extras, PROJECT["dependencies"])}
-    assert {DISTRIBUTIONS.get(name, name) for name in names} - {"fastbadge"} <= declared
+    assert {DISTRIBUTIONS.get(name, name) for name in names} - {"fastbadge", "fastbadge_command"} <= declared
 
 
 def test_every_direct_dependency_is_pinned_exactly():
