@@ -46,10 +46,8 @@ def arrows(module):
 
 MATHEMATICS = {
     "gradients",
-    "inputs",
     "kmeanspp",
     "pools",
-    "precision",
     "rows",
     "screen",
     "screen_numba",
@@ -62,25 +60,22 @@ MATHEMATICS = {
 ALLOWED = {
     "errors": set(),
     "files": set(),
-    "interrupts": set(),
     "progress": set(),
-    "distributed": {"inputs"},
+    "distributed": set(),
     **dict.fromkeys(MATHEMATICS, MATHEMATICS | {"progress"}),
-    "inputs": set(),
-    "gradients": {"inputs"},
-    "precision": set(),
+    "gradients": set(),
     "rows": set(),
     "sumtree": set(),
-    "screen": {"gradients", "precision", "rows"},
+    "screen": {"gradients", "rows"},
     "screen_numba": {"rows", "screen"},
     "weights": {"pools", "rows", "sumtree"},
     "sharded": {"distributed", "gradients", "pools", "rows", "sumtree", "weights"},
-    "kmeanspp": {"distributed", "inputs", "pools", "progress", "rows", "sharded", "weights"},
-    "pools": {"gradients", "inputs", "interrupts", "progress", "rows", "screen", "screen_numba"},
-    "batches": {"inputs"},
+    "kmeanspp": {"distributed", "pools", "progress", "rows", "sharded", "weights"},
+    "pools": {"gradients", "progress", "rows", "screen", "screen_numba"},
+    "batches": set(),
     "dropout": set(),
-    "heads": {"interrupts"},
-    "inference": {"batches", "gradients", "heads", "inputs", "progress"},
+    "heads": set(),
+    "inference": {"batches", "gradients", "heads", "progress"},
     "strategies": {"distributed", "gradients", "kmeanspp", "pools", "sharded"},
     "select": {
         "batches",
@@ -88,14 +83,13 @@ ALLOWED = {
         "dropout",
         "gradients",
         "inference",
-        "inputs",
         "kmeanspp",
         "pools",
         "progress",
         "sharded",
         "strategies",
     },
-    "sklearn": {"gradients", "inputs", "pools", "select", "strategies"},
+    "sklearn": {"gradients", "pools", "select", "strategies"},
     "lightning": {"batches", "select"},
     "": {"gradients", "kmeanspp", "pools", "select", "sharded", "strategies"},
 }
@@ -123,6 +117,7 @@ def test_torchvision_is_imported_nowhere(module):
 
 # What is installed under another name than it is imported by.
 DISTRIBUTIONS = {"PIL": "pillow", "mlflow": "mlflow-skinny", "sklearn": "scikit-learn"}
+OURS = {"fastbadge", "fastbadge_command"}
 PROJECT = tomllib.loads((SRC.parents[1] / "pyproject.toml").read_text())["project"]
 PINS = [
     line
@@ -141,7 +136,7 @@ def test_whatever_is_imported_is_declared(module):
     names = {name.partition(".")[0] for name in IMPORTS[module]} - sys.stdlib_module_names
     extras = PROJECT["optional-dependencies"].values()
     declared = {name_of(line) for line in sum(extras, PROJECT["dependencies"])}
-    assert {DISTRIBUTIONS.get(name, name) for name in names} - {"fastbadge", "fastbadge_command"} <= declared
+    assert {DISTRIBUTIONS.get(name, name) for name in names - OURS} <= declared
 
 
 def test_every_direct_dependency_is_pinned_exactly():
