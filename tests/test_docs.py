@@ -1,6 +1,5 @@
 """What docs/*.md say and show: their code runs, their pictures are there, their numbers are so."""
 
-import csv
 import importlib.util
 import re
 import shlex
@@ -13,8 +12,6 @@ import torch
 
 import fastbadge as fb
 from fastbadge.cli import app
-from fastbadge.lab.report import ranking
-from fastbadge.lab.store import RoundRow
 from oracles import chi_square_p_value, dense_gradients, sequence_probabilities, sqdist_matrix
 
 ROOT = Path(__file__).parents[1]
@@ -196,25 +193,3 @@ def table_rows():
 
 def number(cell):
     return float(cell.replace(",", "").removesuffix(" %"))
-
-
-def rows_of(path):
-    with path.open(newline="") as file:
-        return [
-            RoundRow(
-                row["strategy"],
-                *(int(row[name]) for name in ("trial", "round", "labels")),
-                *(float(row[name]) for name in ("accuracy", "loss")),
-                *(float(row[f"{name}_seconds"]) for name in ("train", "query", "eval")),
-                picks=(),
-            )
-            for row in csv.DictReader(file)
-        ]
-
-
-def test_the_paper_page_says_what_its_rows_say():
-    settings = [rows_of(path) for path in sorted((ROOT / "docs" / "paper").glob("*.csv"))]
-    assert len(settings) == 6
-    assert {len({row.trial for row in rows}) for rows in settings} == {10}
-    page = re.sub(r"\s+", " ", (ROOT / "docs" / "paper.md").read_text(encoding="utf-8"))
-    assert ranking(settings) in page.replace("> ", "")
