@@ -59,6 +59,7 @@ ALLOWED = {
     "errors": set(),
     "files": set(),
     "progress": set(),
+    "sqlitefile": set(),
     "distributed": set(),
     **dict.fromkeys(MATHEMATICS, MATHEMATICS | {"progress"}),
     "gradients": set(),
