@@ -90,6 +90,7 @@ ALLOWED = {
     },
     "sklearn": {"gradients", "pools", "select", "strategies"},
     "lightning": {"batches", "select"},
+    "label": {"files", "progress", "sqlitefile"},
     "": {"gradients", "kmeanspp", "pools", "select", "sharded", "strategies"},
 }
 OUTERMOST = {"lab", "cli", "__main__"}
