@@ -8,6 +8,7 @@ features, which can be made again.
 What a server calls, all with the project's directory first, from any thread or process, each one
 committed transaction:
 
+    schema.kept_open(directory)                     a context manager around the server's life
     clicks.next_items(directory, annotator, n)      items to show, leased; [] if none at the moment
     clicks.record_label(directory, item, class_id, annotator, request=UUID, seconds=...)
     clicks.record_cannot_tell(directory, item, annotator, request=UUID, seconds=...)

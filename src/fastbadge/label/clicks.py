@@ -66,7 +66,7 @@ def next_items(
     if n < 1:
         raise InputError(f"n is {n}; expected at least 1")
     now = time()
-    with connected(directory, write=True) as connection:
+    with connected(directory, write=True, durable=False) as connection:
         connection.execute("DELETE FROM assignment WHERE expires <= ?", (now,))
         rows = connection.execute(
             """

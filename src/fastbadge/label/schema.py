@@ -109,8 +109,13 @@ FILE = SQLiteFile(
 
 
 @contextmanager
-def connected(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+def connected(
+    directory: Path, *, write: bool = False, durable: bool = True
+) -> Iterator[sqlite3.Connection]:
     """A connection in one transaction: a snapshot to read, or with `write` all or nothing.
+
+    What was committed survives kill -9; if `durable`, which costs a wait for the disk, also the
+    loss of power.
 
     Raises:
         ProjectError: no project there, or one that cannot be used.
@@ -124,8 +129,21 @@ def connected(directory: Path, *, write: bool = False) -> Iterator[sqlite3.Conne
         FILE.check(connection, path)
         if write:
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             with transaction(connection):
                 yield connection
         else:
             connection.execute("BEGIN")
             yield connection
+
+
+@contextmanager
+def kept_open(directory: Path) -> Iterator[None]:
+    """While the block runs, no call is the last to close the file, which would tidy it up.
+
+    For a server: a click takes 9 ms rather than 28 on a disk that needs 8 to write for sure.
+    """
+    with connected(directory) as connection:
+        connection.execute("SELECT 1 FROM project").fetchone()
+        connection.execute("COMMIT")  # an open snapshot would keep the log from being emptied
+        yield
