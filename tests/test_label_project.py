@@ -19,7 +19,7 @@ from fastbadge.errors import InputError, ProjectError
 from fastbadge.label import clicks, project
 from fastbadge.label.project import Config, Found, ModelState, Pick
 
-CONFIG = Config(kind="texts", source="/data/table.csv", text_column="text")
+CONFIG = Config(kind="texts", source="/data/table.csv", features="tfidf", text_column="text")
 
 
 def make(directory, items=20, batch=10, classes=("cat", "dog"), **changes):
@@ -121,18 +121,26 @@ def test_a_missing_item_is_not_handed_out_until_it_is_back(tmp_path):
 
 def test_a_round_is_recorded_with_its_model_or_not_at_all(tmp_path):
     make(tmp_path)
-    arrays = {"weight": np.array([[1 / 3, 2]], dtype=np.float32), "item": np.array([4])}
-    model = ModelState(5, 3, 4, 0.25, arrays)
+    weights = {"weight": np.array([[1 / 3, 2]], dtype=np.float32)}
+    model = ModelState(5, 3, 4, 0.25, {"item": np.array([4]), "class": np.array([2])})
     assert add_batch(tmp_path, [11, 12], after=0, model=model) is None  # chosen before batch 1
     with pytest.raises(ProjectError, match="UNIQUE constraint failed"):
         add_batch(tmp_path, [11, 10], after=1, model=model)  # 10 is in a batch
     assert project.read_models(tmp_path) == [] and project.take_snapshot(tmp_path).last_batch == 1
     pick = Pick(11, "badge", 1.5, 2, 0.75)
-    project.record_round(tmp_path, [pick], strategy="badge", seed=1, model=model, after=1)
+    made = {"strategy": "badge", "seed": 1, "model": model, "weights": weights}
+    assert project.record_round(tmp_path, [pick], after=1, **made) == 2
     (read,) = project.read_models(tmp_path)
-    assert replace(read, arrays={}) == replace(model, arrays={})
-    for name, array in arrays.items():
-        assert read.arrays[name].dtype == array.dtype and (read.arrays[name] == array).all()
+    assert replace(read, guesses={}) == replace(model, guesses={})
+    assert {name: array.tolist() for name, array in read.guesses.items()} == {
+        "item": [4],
+        "class": [2],
+    }
+    (stored,) = project.read_weights(tmp_path).values()
+    assert stored.dtype == np.float32 and (stored == weights["weight"]).all()
+    assert project.record_round(tmp_path, [], after=2, **(made | {"weights": {}})) == 3
+    assert project.read_weights(tmp_path) == {}
+    assert rows(tmp_path, "SELECT count(weights) FROM model") == [(1,)]
     assert project.read_pick(tmp_path, 11) == pick and project.read_pick(tmp_path, 13) is None
 
 

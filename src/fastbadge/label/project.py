@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from fastbadge.label.schema import FILE, FILE_NAME, connected
 from fastbadge.sqlitefile import now_utc
 
 Kind: TypeAlias = Literal["images", "texts", "features"]
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 _LONGEST_NAME = 100
 
@@ -47,14 +49,14 @@ class Config:
 
     kind: Kind
     source: str
+    features: str
     text_column: str = ""
-    features: str = "pixels"
     strategy: str = "badge"
     batch: int = 20
     share: float = 0.15
     overlap: int = 1
     seed: int = 0
-    hidden: int = 0
+    hidden: int = 128
 
     def __post_init__(self) -> None:
         """Refuse what no project could be run with."""
@@ -122,14 +124,14 @@ class ModelState:
         correct: of the validation slice as it was then.
         total: size of that slice.
         seconds: wall time of training and query.
-        arrays: its weights, and what it predicted for the reserve; see `rounds`.
+        guesses: arrays `item` and `class`, ids: what it predicted for the reserve.
     """
 
     labels: int
     correct: int
     total: int
     seconds: float
-    arrays: Mapping[str, NDArray[np.generic]]
+    guesses: Arrays
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -146,6 +148,7 @@ class Snapshot:
         batched_N: in a batch already.
         answered_N: with an answer that stands, "cannot tell" included.
         class_N: id of the class settled on; 0 for none.
+        last_labels: what the latest model was trained on; 0 before the first.
     """
 
     config: Config
@@ -157,6 +160,7 @@ class Snapshot:
     batched_N: NDArray[np.bool_]
     answered_N: NDArray[np.bool_]
     class_N: NDArray[np.int64]
+    last_labels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +342,9 @@ def take_snapshot(directory: Path) -> Snapshot:
         answered = _ids(connection, "SELECT DISTINCT item FROM answer")
         settled = connection.execute("SELECT item, class FROM settled").fetchall()
         (last_batch,) = connection.execute("SELECT coalesce(max(id), 0) FROM batch").fetchone()
+        (last_labels,) = connection.execute(
+            "SELECT coalesce((SELECT labels FROM model ORDER BY id DESC LIMIT 1), 0)"
+        ).fetchone()
         classes = _classes(connection)
     N = len(item_N3)
     class_N = np.zeros(N, dtype=np.int64)
@@ -357,6 +364,7 @@ def take_snapshot(directory: Path) -> Snapshot:
         batched_N,
         answered_N,
         class_N,
+        last_labels,
     )
 
 
@@ -367,6 +375,7 @@ def record_round(
     strategy: str,
     seed: int,
     model: ModelState | None,
+    weights: Arrays | None = None,
     after: int,
 ) -> int | None:
     """Record a batch and the model that chose it, both or neither.
@@ -377,6 +386,7 @@ def record_round(
         strategy: that chose those which are not for validation.
         seed: of its choice.
         model: None before there are labels.
+        weights: of the model; those of earlier ones are dropped, a head of 128 takes 0.4 MB.
         after: `last_batch` of the snapshot it was chosen from.
 
     Returns:
@@ -389,15 +399,17 @@ def record_round(
             return None
         model_id = None
         if model is not None:
+            connection.execute("UPDATE model SET weights = NULL")
             model_id = connection.execute(
-                "INSERT INTO model (labels, correct, total, seconds, state, created) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO model (labels, correct, total, seconds, guesses, weights, created) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     model.labels,
                     model.correct,
                     model.total,
                     model.seconds,
-                    _as_npz(model.arrays),
+                    as_npz(model.guesses),
+                    as_npz(weights or {}),
                     now_utc(),
                 ),
             ).lastrowid
@@ -423,12 +435,19 @@ def read_models(directory: Path) -> list[ModelState]:
     """All recorded models, oldest first."""
     with connected(directory) as connection:
         rows = connection.execute(
-            "SELECT labels, correct, total, seconds, state FROM model ORDER BY id"
+            "SELECT labels, correct, total, seconds, guesses FROM model ORDER BY id"
         ).fetchall()
     return [
-        ModelState(labels, correct, total, seconds, _of_npz(state))
-        for labels, correct, total, seconds, state in rows
+        ModelState(labels, correct, total, seconds, _of_npz(guesses))
+        for labels, correct, total, seconds, guesses in rows
     ]
+
+
+def read_weights(directory: Path) -> Arrays | None:
+    """The weights of the latest model, see `head.Head`; None before there is one."""
+    with connected(directory) as connection:
+        found = connection.execute("SELECT weights FROM model ORDER BY id DESC LIMIT 1").fetchone()
+    return None if found is None else _of_npz(found[0])
 
 
 def read_pick(directory: Path, item: int) -> Pick | None:
@@ -560,12 +579,13 @@ def _ticket(seed: int, item: int) -> float:
     return (int.from_bytes(sha256(f"{seed}/{item}".encode()).digest()[:8]) >> 11) / 2**53
 
 
-def _as_npz(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
+def as_npz(arrays: Arrays) -> bytes:
+    """Arrays as the content of an .npz file, without pickle."""
     file = io.BytesIO()
-    np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
+    np.savez(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
-def _of_npz(content: bytes) -> dict[str, NDArray[np.generic]]:
+def _of_npz(content: bytes) -> dict[str, NDArray[Any]]:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return dict(arrays)

@@ -43,7 +43,8 @@ CREATE TABLE model (
     correct INTEGER NOT NULL,      -- of the validation slice as it then was
     total INTEGER NOT NULL,
     seconds REAL NOT NULL,         -- wall time of training and query
-    state BLOB NOT NULL,           -- .npz of plain arrays: weights, and predictions for the reserve
+    guesses BLOB NOT NULL,         -- .npz: item and class, what it predicted for the reserve
+    weights BLOB,                  -- .npz, see head.py; NULL for all but the latest
     created TEXT NOT NULL
 ) STRICT;
 CREATE TABLE batch (
