@@ -90,7 +90,7 @@ ALLOWED = {
     },
     "sklearn": {"gradients", "pools", "select", "strategies"},
     "lightning": {"batches", "select"},
-    "label": {"files", "progress", "sqlitefile"},
+    "label": {"files", "gradients", "progress", "sqlitefile", "strategies"},
     "": {"gradients", "kmeanspp", "pools", "select", "sharded", "strategies"},
 }
 OUTERMOST = {"lab", "cli", "__main__"}

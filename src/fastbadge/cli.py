@@ -31,6 +31,8 @@ app = App(
     version=version("fastbadge"),
 )
 
+app.command("fastbadge.label.cli:app", name="label")  # loaded when it is called
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""

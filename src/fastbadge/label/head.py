@@ -77,7 +77,8 @@ def feature_scale(feature_ND: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
     """Mean [D], and what to divide by [D]: sqrt(s_d² + mean s²) with standard deviations s.
 
     The second term keeps columns that hardly vary small (a pixel at the border that is set in one
-    image of 10,000 would else be a hundred deviations away). At most 5,000 rows are read, evenly spread.
+    image of 10,000 would else be a hundred deviations away). At most 5,000 rows are read, evenly
+    spread.
     """
     sample = np.asarray(feature_ND[:: -(-len(feature_ND) // 5000)])
     sample = sample[np.isfinite(sample).all(axis=1)].astype(np.float64)

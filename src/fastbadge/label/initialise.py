@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from fastbadge.label.sources import (
 from fastbadge.progress import progress_bar
 
 T = TypeVar("T")
+_Read: TypeAlias = tuple[str, bytes, str]  # name, content and digest of a file
 
 # So many items are read at a time: 0.3 GB of photographs of 1 MB.
 _CHUNK = 256
@@ -91,7 +92,7 @@ def init_project(
     names, skipped = find_images(source)
     if not names:
         raise InputError(f"{source} has no images; expected files such as .png or .jpg")
-    make = maker(config.features)
+    make = _maker_of_images(config.features, names)
     create_project(directory, config, classes)
     return _add_images(directory, source, names, skipped, make, progress)
 
@@ -101,7 +102,7 @@ def _add_images(
     source: Path,
     names: list[str],
     skipped: list[Skipped],
-    make: Callable[[Sequence[bytes]], NDArray[np.float32]],
+    make: Callable[[Sequence[_Read]], NDArray[np.float32]],
     progress: bool | None,
 ) -> Report:
     known = read_items(directory)
@@ -114,7 +115,7 @@ def _add_images(
     present = set(names)
     writer = FeatureWriter(directory, len(known))
 
-    def add(chunk: Sequence[tuple[str, bytes, str]]) -> None:
+    def add(chunk: Sequence[_Read]) -> None:
         features, found = _made(make, chunk, report)
         if found:
             first = writer.rows + 1
@@ -146,9 +147,24 @@ def _add_images(
     return report
 
 
-def _read_all(
-    source: Path, names: Sequence[str], report: Report
-) -> Iterator[tuple[str, bytes, str]]:
+def _maker_of_images(
+    spec: str, names: list[str]
+) -> Callable[[Sequence[_Read]], NDArray[np.float32]]:
+    """What makes features of files that were read: of their contents, or rows given for them."""
+    if not spec.endswith(".npy"):
+        make = maker(spec)
+        return lambda chunk: make([content for _, content, _ in chunk])
+    feature_ND = read_features(Path(spec))
+    if len(feature_ND) != len(names):
+        raise InputError(
+            f"{spec} has {len(feature_ND)} rows for {len(names)} images; expected one for each, in "
+            "the order of their paths"
+        )
+    row_of = {name: row for row, name in enumerate(names)}
+    return lambda chunk: feature_ND[[row_of[name] for name, _, _ in chunk]]
+
+
+def _read_all(source: Path, names: Sequence[str], report: Report) -> Iterator[_Read]:
     """Name, content and digest of those files that can be read."""
     for name in names:
         try:
@@ -160,17 +176,15 @@ def _read_all(
 
 
 def _made(
-    make: Callable[[Sequence[bytes]], NDArray[np.float32]],
-    chunk: Sequence[tuple[str, bytes, str]],
+    make: Callable[[Sequence[_Read]], NDArray[np.float32]],
+    chunk: Sequence[_Read],
     report: Report,
 ) -> tuple[list[NDArray[np.float32]], list[Found]]:
     """Features of a chunk; item by item where one of them cannot be read."""
     if not chunk:
         return [], []
     try:
-        return [make([content for _, content, _ in chunk])], [
-            Found(digest, name) for name, _, digest in chunk
-        ]
+        return [make(chunk)], [Found(digest, name) for name, _, digest in chunk]
     except InputError as error:
         if len(chunk) == 1:
             report.skipped.append(Skipped(chunk[0][0], str(error)))
@@ -199,11 +213,11 @@ def _add_texts(
         replace_features(directory, tfidf([*old, *(new.text or "" for new in found)]))
         add_items(directory, found, first=len(known) + 1)
     elif found:
-        make, writer = maker(config.features), FeatureWriter(directory, len(known))
+        make, writer = _maker_of_texts(config.features, texts), FeatureWriter(directory, len(known))
         with progress_bar(len(found), "reading", "texts", show=progress) as advance:
             for chunk in _chunks(found, _CHUNK):
                 first = writer.rows + 1
-                writer.append(make([new.text for new in chunk]))
+                writer.append(make(chunk))
                 add_items(directory, chunk, first=first)
                 advance(len(chunk))
     report.added = len(found)
@@ -212,6 +226,21 @@ def _add_texts(
     update_items(directory, missing=[item.id for item in gone], back=back)
     report.missing, report.back = [item.name for item in gone], len(back)
     return report
+
+
+def _maker_of_texts(
+    spec: str, texts: list[tuple[int, str]]
+) -> Callable[[Sequence[Found]], NDArray[np.float32]]:
+    if not spec.endswith(".npy"):
+        make = maker(spec)
+        return lambda chunk: make([new.text for new in chunk])
+    feature_ND = read_features(Path(spec))
+    if len(feature_ND) <= texts[-1][0]:
+        raise InputError(
+            f"{spec} has {len(feature_ND)} rows but the table at least {texts[-1][0] + 1}; "
+            "expected one for each"
+        )
+    return lambda chunk: feature_ND[[int(new.name) for new in chunk]]
 
 
 def _add_rows(
