@@ -17,7 +17,7 @@ from fastbadge.errors import InputError
 from fastbadge.label.features import open_features
 from fastbadge.label.head import feature_scale
 from fastbadge.label.project import Snapshot, take_snapshot
-from fastbadge.label.rounds import train_on, training_rows
+from fastbadge.label.rounds import one_thread, train_on, training_rows
 
 _FOLDS = 5
 
@@ -58,7 +58,8 @@ def find_doubts(directory: Path, *, seed: int = 0) -> tuple[list[Doubt], int]:
             f"there are {len(rows)} labels to judge; expected at least {2 * _FOLDS}, of two classes"
         )
     feature_ND = open_features(directory, len(snapshot.ticket_N))
-    prob_LC = _out_of_fold(snapshot, feature_ND, rows, seed)
+    with one_thread():
+        prob_LC = _out_of_fold(snapshot, feature_ND, rows, seed)
     ids, names = list(snapshot.classes), list(snapshot.classes.values())
     label_L = np.array([ids.index(id) for id in snapshot.class_N[rows].tolist()])
     return [

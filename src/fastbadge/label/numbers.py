@@ -128,7 +128,8 @@ def wilson(correct: int, total: int, *, confidence: float = 0.95) -> Rate:
 
 def forecast(
     label_R: NDArray[np.int64],
-    wrong_RM: NDArray[np.bool_],
+    wrong_R: NDArray[np.int64],
+    total: int,
     *,
     more: int = 100,
     share: float = 0.15,
@@ -136,14 +137,16 @@ def forecast(
 ) -> Forecast | None:
     """What `more` labels bring, from the curve error(n) = c + a n^-b with a, c >= 0.
 
-    Fitted by least squares (b on a grid, a and c in closed form) to bootstrap samples of both the
-    items of the slice and the rounds, so that the interval carries the slice's error, the scatter
-    of training and that of b. Rounds with less than a quarter of the present labels are left out:
-    they say little about the end of the curve.
+    Fitted by least squares (b on a grid, a and c in closed form) to a parametric bootstrap, in
+    which each round's errors are drawn anew and independently. The rounds in truth share their
+    slice, so that they scatter less: the interval is rather too wide than too narrow, which a
+    bootstrap of the items is not, where a gain of one point is less than one item. Rounds with less
+    than a quarter of the present labels are left out: they say little about the end of the curve.
 
     Args:
         label_R: labels that each model was trained on, ascending.
-        wrong_RM: which items of the slice each gets wrong.
+        wrong_R: how many of the slice each gets wrong.
+        total: size of the slice.
         more: labels, of which `share` are for validation.
         share: see above.
         seed: of the bootstrap.
@@ -152,33 +155,23 @@ def forecast(
         None with fewer than five rounds of different sizes or a slice that is too small.
     """
     late_R = 4 * label_R >= label_R.max(initial=0)
-    label_R, wrong_RM = label_R[late_R], wrong_RM[late_R]
-    R, M = wrong_RM.shape
-    if len(np.unique(label_R)) < _LEAST_ROUNDS or M < LEAST_SLICE:
+    label_R, wrong_R = label_R[late_R], wrong_R[late_R]
+    if len(np.unique(label_R)) < _LEAST_ROUNDS or total < LEAST_SLICE:
         return None
-    draw = np.random.default_rng(seed)
-    item_SM = draw.multinomial(M, np.full(M, 1 / M), size=_RESAMPLES)
-    weight_SR = draw.multinomial(R, np.full(R, 1 / R), size=_RESAMPLES) / R
-    error_SR = item_SM @ wrong_RM.T.astype(np.float64) / M
     now = float(label_R[-1])
-    n_R = label_R / now  # so that the curve is c + a (n / now)^-b
-    power_BR = n_R[None, :] ** -_EXPONENTS[:, None]
-    # Weighted moments over the rounds, for each resample S and exponent B.
-    x_SB, xx_SB = weight_SR @ power_BR.T, weight_SR @ (power_BR**2).T
-    y_S1 = (weight_SR * error_SR).sum(axis=1, keepdims=True)
-    yy_S1 = (weight_SR * error_SR**2).sum(axis=1, keepdims=True)
-    xy_SB = (weight_SR * error_SR) @ power_BR.T
-    with np.errstate(invalid="ignore", divide="ignore"):  # a resample of a single round
-        a_SB = np.nan_to_num((xy_SB - x_SB * y_S1) / (xx_SB - x_SB**2), posinf=0, neginf=0)
-    a_SB = np.clip(a_SB, 0, xy_SB / xx_SB)  # at the right end c = 0, at the left a = 0
-    c_SB = np.maximum(y_S1 - a_SB * x_SB, 0)
-    loss_SB = (
-        yy_S1
-        - 2 * (a_SB * xy_SB + c_SB * y_S1)
-        + a_SB**2 * xx_SB
-        + 2 * a_SB * c_SB * x_SB
-        + c_SB**2
-    )
+    power_BR = (label_R / now) ** -_EXPONENTS[:, None]  # the curve is c + a (n / now)^-b
+    # Two errors and two successes more (Agresti & Coull), or nothing would scatter about 0.
+    likely_R = (wrong_R + 2) / (total + 4)
+    draw = np.random.default_rng(seed)
+    error_SR = draw.binomial(total, likely_R, size=(_RESAMPLES, len(label_R))) / total
+    error_SR += wrong_R / total - likely_R  # but about what was seen
+    x_B, xx_B = power_BR.mean(axis=1), (power_BR**2).mean(axis=1)
+    y_S1, xy_SB = error_SR.mean(axis=1, keepdims=True), error_SR @ power_BR.T / len(label_R)
+    # Without the bounds, then at the right end c = 0, at the left a = 0.
+    a_SB = np.clip((xy_SB - x_B * y_S1) / (xx_B - x_B**2), 0, np.maximum(xy_SB / xx_B, 0))
+    c_SB = np.maximum(y_S1 - a_SB * x_B, 0)
+    # The squared error, but for the mean square of the errors, which b does not change.
+    loss_SB = (a_SB**2 * xx_B + 2 * a_SB * c_SB * x_B + c_SB**2) - 2 * (a_SB * xy_SB + c_SB * y_S1)
     best_S = loss_SB.argmin(axis=1)
     a_S, b_S = a_SB[np.arange(_RESAMPLES), best_S], _EXPONENTS[best_S]
     grown = 1 + more * (1 - share) / now
@@ -215,7 +208,8 @@ def compute_numbers(snapshot: Snapshot, models: Sequence[ModelState]) -> Numbers
     whole_M = (guess_RM > 0).all(axis=0)
     expected = forecast(
         np.array([model.labels for model in models]),
-        (guess_RM != truth_M)[:, whole_M],
+        (guess_RM != truth_M)[:, whole_M].sum(axis=1),
+        int(whole_M.sum()),
         share=snapshot.config.share,
     )
     words = _too_early(len(models), int(seen_M.sum()))
@@ -227,7 +221,7 @@ def compute_numbers(snapshot: Snapshot, models: Sequence[ModelState]) -> Numbers
 
 
 def read_numbers(directory: Path) -> Numbers:
-    """The numbers of a project as it is; takes some 50 ms, so not with every click."""
+    """The numbers of a project as it is; 0.3 s for 100,000 items: not with every click."""
     return compute_numbers(take_snapshot(directory), read_models(directory))
 
 

@@ -8,6 +8,8 @@ tickets. All else is the strategy's. See `numbers` for why.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -31,8 +33,8 @@ from fastbadge.label.project import (
 )
 from fastbadge.strategies import PoolView, get_strategy
 
-# What chooses before there is a model: typical and diverse, among so many drawn uniformly. To
-# cluster all of 50,000 x 768 would take a minute.
+# What chooses before there is a model, where the strategy needs one: typical and diverse, among so
+# many drawn uniformly. To cluster all of 50,000 x 768 would take a minute.
 COLD_START = "typiclust"
 _COLD_POOL = 2000
 
@@ -50,8 +52,26 @@ def check_strategy(name: str) -> None:
     needs = get_strategy(name).needs & _REFUSED
     if needs:
         raise InputError(
-            f"strategy {name!r} needs {', '.join(sorted(needs))}; use another, such as badge"
+            f"strategy {name!r} needs {', '.join(sorted(needs))}; pass another, such as badge"
         )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, so that a round leaves the other cores to the clicks.
+
+    Little is lost. Steps on 128 examples gain nothing from a second thread, and where that has to
+    wait for a busy core, 200 of them took 65 s in place of 1.
+    """
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def advance(directory: Path) -> int | None:
@@ -68,6 +88,11 @@ def advance(directory: Path) -> int | None:
     Raises:
         ProjectError: a project that cannot be used, or without its features.
     """
+    with one_thread():
+        return _advance(directory)
+
+
+def _advance(directory: Path) -> int | None:
     start = perf_counter()
     snapshot = take_snapshot(directory)
     feature_ND = open_features(directory, len(snapshot.ticket_N))
@@ -89,17 +114,20 @@ def advance(directory: Path) -> int | None:
         asked = int((~snapshot.answered_N[validation]).sum())
         k = min(config.batch - asked, len(pool))
 
-    strategy = config.strategy if head else COLD_START
+    strategy = config.strategy
+    if head is None and get_strategy(strategy).needs:
+        strategy = COLD_START
     rows = np.empty(0, dtype=np.int64)
     if k and head:
-        view = _view(head, feature_ND, pool)
-        known = replace(
-            _view(head, feature_ND, train), labels=torch.from_numpy(_targets(snapshot, train))
-        )
-        view = replace(view, labeled=known)
+        targets_L = torch.from_numpy(_targets(snapshot, train))
+        known = replace(_view(head, feature_ND, train), labels=targets_L)
+        view = replace(_view(head, feature_ND, pool), labeled=known)
         rows = pool[get_strategy(strategy).fn(view, k, generator=draw).numpy()]
-    elif k:
+    elif k and strategy == COLD_START:
         rows = _cold_start(snapshot, feature_ND, pool, k, scale, draw)
+    elif k:
+        view = PoolView(len(pool))
+        rows = pool[get_strategy(strategy).fn(view, k, generator=draw).numpy()]
     picks = _picks(snapshot, feature_ND, head, {"validation": validation, strategy: rows})
     if not picks and (head is None or snapshot.last_labels == len(train)):
         return None
@@ -125,7 +153,7 @@ def validation_size(config: Config, batches: int) -> int:
 
     >>> config = Config(kind="texts", source="/t.csv", features="tfidf", batch=10, share=0.15)
     >>> [validation_size(config, batches) for batches in range(4)]
-    [2, 1, 1, 2]
+    [2, 1, 2, 1]
     """
     per_batch = config.batch * config.share
     upto, before = (math.ceil(round(n * per_batch, 6)) for n in (batches + 1, batches))
@@ -178,7 +206,7 @@ def _first_to_ask(
 ) -> NDArray[np.int64]:
     """The shortest beginning of the reserve with n unanswered rows: imported labels come free."""
     unanswered = np.flatnonzero(~answered_N[reserve])
-    if n >= len(unanswered):
+    if n > len(unanswered):
         return reserve
     return reserve[: unanswered[n - 1] + 1] if n else reserve[:0]
 

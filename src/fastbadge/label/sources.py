@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbadge.errors import DataError, InputError
+from fastbadge.errors import InputError
 from fastbadge.files import read_array
 from fastbadge.label.project import Kind, read_config, read_item
 
@@ -180,5 +180,5 @@ def _jsonl_rows(table: Path) -> Iterator[dict[str, Any]]:
             if line.strip():
                 row = json.loads(line)
                 if not isinstance(row, dict):
-                    raise DataError(f"{table}, row {number} is not an object; expected {{...}}")
+                    raise InputError(f"{table}, row {number} is not an object; expected {{...}}")
                 yield row
