@@ -1,17 +1,25 @@
 """The head against torch's own optimiser, and what its factors are."""
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional
 
 from fastbadge.label import head
 from fastbadge.label.head import _AdamW, _batches, feature_scale, train_head
+from fastbadge.label.rounds import one_thread
 
 DRAW = np.random.default_rng(0)
 CENTRE_CD = DRAW.normal(size=(3, 12)).astype(np.float32)
 LABEL_L = DRAW.integers(3, size=150)
 FEATURE_LD = CENTRE_CD[LABEL_L] + DRAW.normal(size=(150, 12)).astype(np.float32)
 X, Y = torch.from_numpy(FEATURE_LD), torch.from_numpy(LABEL_L)
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_round():
+    with one_thread():
+        yield
 
 
 def trained(hidden, **changes):
