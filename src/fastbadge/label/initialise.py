@@ -25,7 +25,6 @@ from fastbadge.label.sources import (
     Skipped,
     digest_of,
     find_images,
-    image_path,
     read_features,
     read_texts,
 )
@@ -34,8 +33,9 @@ from fastbadge.progress import progress_bar
 T = TypeVar("T")
 _Read: TypeAlias = tuple[str, bytes, str]  # name, content and digest of a file
 
-# So many items are read at a time: 0.3 GB of photographs of 1 MB.
-_CHUNK = 256
+# So many items are read at a time, of large files fewer: two waits for the disk each time.
+_CHUNK = 2048
+_CHUNK_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
@@ -135,10 +135,18 @@ def _add_images(
         return True
 
     with progress_bar(len(names), "reading", "images", show=progress) as advance:
-        for chunk in _chunks(names, _CHUNK):
-            contents = _read_all(source, chunk, report)
-            add([each for each in contents if is_new(each[0], each[2])])
-            advance(len(chunk))
+        chunk: list[_Read] = []
+        size = 0
+        for name in names:
+            read = _read(source, name, report)
+            if read and is_new(read[0], read[2]):
+                chunk.append(read)
+                size += len(read[1])
+            if len(chunk) == _CHUNK or size > _CHUNK_BYTES:
+                add(chunk)
+                chunk, size = [], 0
+            advance(1)
+        add(chunk)
     gone = [item for item, _ in known if item.id not in seen and not item.missing]
     back = [item.id for item, _ in known if item.id in seen and item.missing]
     update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
@@ -164,15 +172,14 @@ def _maker_of_images(
     return lambda chunk: feature_ND[[row_of[name] for name, _, _ in chunk]]
 
 
-def _read_all(source: Path, names: Sequence[str], report: Report) -> Iterator[_Read]:
-    """Name, content and digest of those files that can be read."""
-    for name in names:
-        try:
-            content = image_path(source, name).read_bytes()
-        except (OSError, InputError) as error:
-            report.skipped.append(Skipped(name, getattr(error, "strerror", None) or "gone"))
-        else:
-            yield name, content, digest_of(content)
+def _read(source: Path, name: str, report: Report) -> _Read | None:
+    """Name, content and digest of a file; None if it cannot be read."""
+    try:
+        content = (source / name).read_bytes()
+    except OSError as error:
+        report.skipped.append(Skipped(name, error.strerror or "gone"))
+        return None
+    return name, content, digest_of(content)
 
 
 def _made(
