@@ -223,9 +223,8 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS)
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/mnist"))
     arguments = parser.parse_args()
-    path = RESULTS / "label.json"
-    record = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    runs = record["runs"]
+    runs: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
     chosen = [
         name
         for name in arguments.settings or SETTINGS
@@ -236,16 +235,20 @@ def main() -> None:
         for seed in arguments.seeds if chosen else ():
             for name in chosen:
                 run = label(name, seed, arguments.data_dir, folder)
-                runs = [r for r in runs if (r["setting"], r["seed"]) != (name, seed)] + [run]
+                runs.append(run)
                 last = run["rounds"][-1]
                 print(f"{name}, seed {seed}: {run['labels']} labels, {last}", flush=True)
         if "round" in arguments.parts:
-            record["round"] = time_of_round(folder)
+            figures["round"] = time_of_round(folder)
         if "images" in arguments.parts:
-            record["images"] = read_images(folder, arguments.data_dir)
+            figures["images"] = read_images(folder, arguments.data_dir)
+    path = RESULTS / "label.json"
+    record = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    new = {(run["setting"], run["seed"]) for run in runs}
+    runs += [run for run in record["runs"] if (run["setting"], run["seed"]) not in new]
     runs.sort(key=lambda run: (list(SETTINGS).index(run["setting"]), run["seed"]))
     environment = describe_environment(LabConfig(threads=1))
-    record |= {"environment": environment, "summary": summary(runs), "runs": runs}
+    record |= figures | {"environment": environment, "summary": summary(runs), "runs": runs}
     print(json.dumps({k: v for k, v in record.items() if k != "runs"}, indent=2))
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")

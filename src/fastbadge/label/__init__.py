@@ -17,11 +17,15 @@ committed transaction:
     clicks.release(directory, annotator)
     project.read_config, read_classes, add_class, read_item, read_pick (the guess), read_status,
         read_disputes, count_waiting
-    sources.content_path(directory, item)           the file of an image, checked
+    sources.content_path(directory, item)           the file of an image, checked; its type is that
+                                                    of its suffix in sources.IMAGE_TYPES
     rounds.advance(directory)                       train, measure, choose the next batch: in the
                                                     background, when count_waiting gets small
     numbers.read_numbers(directory)                 accuracy, interval, recall, confusion, curve,
                                                     forecast, and the words for them
+
+What has to do with files: initialise.init_project, exchange.import_labels, export_rows, as_csv,
+as_jsonl and export_folder; audit.find_doubts lists labels for a second look.
 
 Errors are FastbadgeErrors of one line: InputError for what a caller passed (404 or 400),
 ProjectError for a project that cannot be used (500, and on the command line exit status 2).
