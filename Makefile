@@ -45,6 +45,7 @@ bench: $(VENV)/.dev-installed
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/processes.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/label.py --data-dir $(DATA_DIR)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

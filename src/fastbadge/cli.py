@@ -35,6 +35,8 @@ app = App(
     default_parameter=Parameter(show_default=False),  # the texts tell them, in words
 )
 
+app.command("fastbadge.label.cli:app", name="label")  # loaded when it is called
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""

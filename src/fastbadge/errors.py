@@ -20,6 +20,10 @@ class RunError(FastbadgeError):
     """A run directory cannot be used: another configuration, another schema, no permission."""
 
 
+class ProjectError(FastbadgeError):
+    """A labelling project cannot be used: none there, another schema, other data, no permission."""
+
+
 class DistributedError(FastbadgeError):
     """Another process of the job has failed, is gone, or does not answer in time."""
 

@@ -1,0 +1,259 @@
+"""Labelling with a simulated annotator, the time of a round, and reading 100,000 images.
+
+    python benchmarks/label.py [labels|features|round|images ...] [--seeds 0 1] [--data-dir DIR]
+
+`labels`: a simulated annotator answers with MNIST's true labels through the functions that the
+server calls, pixels and the default head, until the model reaches 90 % on the official test set:
+BADGE against random batches, validation labels counted for both. In each round, does the interval
+that the page would show contain the accuracy on the test set? `features`: the same with BADGE on
+histograms of gradients and a linear head. `round`: training and a query of 20 from 50,000 x 768.
+`images`: `init` of 100,000 PNG files, beside reading and decoding them and nothing else. What is
+not asked for keeps its figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastbadge.lab.environment import describe_environment
+from fastbadge.lab.idx import read_idx
+from fastbadge.lab.protocol import Config as LabConfig
+from fastbadge.label import clicks, project, rounds
+from fastbadge.label.features import hog
+from fastbadge.label.head import Head
+from fastbadge.label.initialise import init_project
+from fastbadge.label.numbers import LEAST_SLICE, wilson
+from fastbadge.label.schema import kept_open
+
+RESULTS = Path(__file__).parent / "results"
+GOAL = 0.9
+ROUNDS = 120
+SETTINGS: dict[str, dict[str, Any]] = {
+    "badge": {"strategy": "badge"},
+    "random": {"strategy": "random"},
+    "badge, hog": {"strategy": "badge", "features": "hog"},
+    "badge, linear": {"strategy": "badge", "hidden": 0},
+}
+
+
+def mnist(data_dir: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images [N, 28, 28] and labels [N] of "train" or "t10k"."""
+    images = read_idx(data_dir / f"{part}-images-idx3-ubyte.gz", ndim=3)
+    return images, read_idx(data_dir / f"{part}-labels-idx1-ubyte.gz", ndim=1).astype(np.int64)
+
+
+def features_of(images: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
+    """What `init` makes of PNGs of these images, [N, D], without the PNGs for pixels."""
+    if kind == "pixels":
+        return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+    return np.concatenate(
+        [hog([as_file(image) for image in images[i : i + 500]]) for i in range(0, len(images), 500)]
+    )
+
+
+def as_file(image: NDArray[np.uint8]) -> bytes:
+    """An uncompressed image file."""
+    with tempfile.SpooledTemporaryFile() as file:
+        Image.fromarray(image).save(file, "bmp")
+        file.seek(0)
+        return file.read()
+
+
+def label(name: str, seed: int, data_dir: Path, folder: Path) -> dict[str, Any]:
+    """Label until the goal is reached; what each round showed."""
+    settings = dict(SETTINGS[name])
+    kind = settings.pop("features", "pixels")
+    source, test = folder / f"{kind}.npy", folder / f"{kind}-test.npy"
+    _, truth_N = mnist(data_dir, "train")
+    images_M, truth_M = mnist(data_dir, "t10k")
+    if not source.exists():
+        np.save(source, features_of(mnist(data_dir, "train")[0], kind))
+        np.save(test, features_of(images_M, kind))
+    feature_MD = np.load(test)
+    directory = folder / f"{name}-{seed}"
+    config = project.Config(
+        kind="features", source=str(source), features="given", seed=1000 * seed, **settings
+    )
+    init_project(directory, config, [str(c) for c in range(10)])
+    shown: list[dict[str, Any]] = []
+    labels = 0
+    with kept_open(directory):
+        for _ in range(ROUNDS):
+            rounds.advance(directory)
+            weights = project.read_weights(directory)
+            if weights is not None:
+                logit_MC, _ = head_of(weights).outputs(feature_MD, np.arange(len(truth_M)))
+                accuracy = float((logit_MC.argmax(dim=1).numpy() == truth_M).mean())
+                model = project.read_models(directory)[-1]
+                rate = wilson(model.correct, model.total)
+                shown.append(
+                    {
+                        "labels": labels,
+                        "test_accuracy": accuracy,
+                        "slice": model.total,
+                        "inside": rate.low <= accuracy <= rate.high,
+                        "seconds": model.seconds,
+                    }
+                )
+                if accuracy >= GOAL:
+                    break
+            while items := clicks.next_items(directory, "simulated", 20):
+                for item in items:
+                    labels += 1
+                    answer = int(truth_N[item.id - 1]) + 1
+                    clicks.record_label(
+                        directory, item.id, answer, "simulated", request=str(labels)
+                    )
+    reached = shown[-1]["test_accuracy"] >= GOAL
+    return {"setting": name, "seed": seed, "labels": labels if reached else None, "rounds": shown}
+
+
+def head_of(weights: project.Arrays) -> Head:
+    """The head whose weights a project keeps."""
+    tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+    mean_D, scale_D = tensors.pop("mean"), tensors.pop("scale")
+    return Head(mean_D, scale_D, tuple(tensors.values()))
+
+
+def time_of_round(folder: Path, labels: int = 500) -> dict[str, float]:
+    """Seconds of `advance` with so many labels, three times: 50,000 x 768, batches of 20."""
+    draw = np.random.default_rng(0)
+    centre_CD = draw.normal(size=(10, 768)).astype(np.float32)
+    truth_N = draw.integers(10, size=50_000)
+    noise_ND = draw.standard_normal((50_000, 768), dtype=np.float32)
+    np.save(folder / "x.npy", centre_CD[truth_N] + 5 * noise_ND)
+    config = project.Config(
+        kind="features", source=str(folder / "x.npy"), features="given", strategy="badge"
+    )
+    directory = folder / "project"
+    init_project(directory, config, [str(c) for c in range(10)])
+    for item in range(1, labels + 1):
+        answer = int(truth_N[item - 1]) + 1
+        clicks.record_label(directory, item, answer, "simulated", request=str(item))
+    seconds = []
+    with kept_open(directory):
+        for _ in range(4):
+            start = perf_counter()
+            rounds.advance(directory)
+            seconds.append(perf_counter() - start)
+    return {"first": seconds[0], "median": float(np.median(seconds[1:])), "worst": max(seconds[1:])}
+
+
+_INIT = """
+import resource, sys
+from pathlib import Path
+from time import perf_counter
+from fastbadge.label.initialise import init_project
+from fastbadge.label.project import Config
+import torch, sklearn
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+start = perf_counter()
+config = Config(kind="images", source=sys.argv[1], features=sys.argv[3])
+report = init_project(Path(sys.argv[2]), config, ["a", "b"], progress=False)
+seconds = perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(report.added, seconds, peak, before)
+"""
+
+
+def read_images(folder: Path, data_dir: Path, count: int = 100_000) -> dict[str, Any]:
+    """`init` of PNG files against opening and decoding them alone, in one process each."""
+    images, _ = mnist(data_dir, "train")
+    source = folder / "images"
+    for i in range(count):
+        place = source / f"{i // 1000:03}"
+        place.mkdir(parents=True, exist_ok=True)
+        turned = np.rot90(images[i % len(images)], i // len(images))
+        Image.fromarray(turned).save(place / f"{i:06}.png")
+    start = perf_counter()
+    for path in source.rglob("*.png"):
+        np.asarray(Image.open(path))
+    figures: dict[str, Any] = {"files": count, "decode_only_seconds": perf_counter() - start}
+    for kind in ("pixels", "hog"):
+        command = [sys.executable, "-c", _INIT, str(source), str(folder / kind), kind]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        added, seconds, peak_mb, before_mb = map(float, answer.split())
+        assert added == count
+        figures[kind] = {"seconds": seconds, "peak_mb": peak_mb, "before_mb": before_mb}
+    return figures
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Labels to the goal of each setting, its ratio to random's, and how often intervals cover."""
+    figures: dict[str, Any] = {}
+    for name in SETTINGS:
+        mine = [run for run in runs if run["setting"] == name]
+        if not mine:
+            continue
+        rows = [row for run in mine for row in run["rounds"]]
+        shown = [row for row in rows if row["slice"] >= LEAST_SLICE]
+        figures[name] = {
+            "labels": [run["labels"] for run in sorted(mine, key=lambda run: run["seed"])],
+            "covered": float(np.mean([row["inside"] for row in rows])),
+            "covered_where_shown": float(np.mean([row["inside"] for row in shown])),
+            "rounds": len(rows),
+            "rounds_shown": len(shown),
+        }
+    base = figures.get("random", {}).get("labels", [])
+    for name, figure in figures.items():
+        pairs = [(a, b) for a, b in zip(figure["labels"], base, strict=False) if a and b]
+        if name != "random" and pairs:
+            figure["share_of_random"] = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+    return figures
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parts = ("labels", "features", "round", "images")
+    parser.add_argument("parts", nargs="*", default=parts, help=f"of {', '.join(parts)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS)
+    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/mnist"))
+    arguments = parser.parse_args()
+    runs: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    chosen = [
+        name
+        for name in arguments.settings or SETTINGS
+        if ("labels" if name in ("badge", "random") else "features") in arguments.parts
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for seed in arguments.seeds if chosen else ():
+            for name in chosen:
+                run = label(name, seed, arguments.data_dir, folder)
+                runs.append(run)
+                last = run["rounds"][-1]
+                print(f"{name}, seed {seed}: {run['labels']} labels, {last}", flush=True)
+        if "round" in arguments.parts:
+            figures["round"] = time_of_round(folder)
+        if "images" in arguments.parts:
+            figures["images"] = read_images(folder, arguments.data_dir)
+    path = RESULTS / "label.json"
+    record = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    new = {(run["setting"], run["seed"]) for run in runs}
+    runs += [run for run in record["runs"] if (run["setting"], run["seed"]) not in new]
+    runs.sort(key=lambda run: (list(SETTINGS).index(run["setting"]), run["seed"]))
+    environment = describe_environment(LabConfig(threads=1))
+    record |= figures | {"environment": environment, "summary": summary(runs), "runs": runs}
+    print(json.dumps({k: v for k, v in record.items() if k != "runs"}, indent=2))
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"saved: {path}")
+
+
+if __name__ == "__main__":
+    main()

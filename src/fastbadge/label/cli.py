@@ -1,0 +1,277 @@
+"""fastbadge label: a project from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+from uuid import uuid4
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from fastbadge.errors import InputError
+
+app = App(name="label", help="Label your own data, every batch chosen by BADGE.")
+
+Flag = Annotated[bool, Parameter(negative=())]
+
+
+@app.command
+def init(
+    source: Path,
+    /,
+    *,
+    classes: str = "",
+    project: Path | None = None,
+    text_column: str = "text",
+    features: str | None = None,
+    encoder: str | None = None,
+    labels: Annotated[Path | None, Parameter(name="--import")] = None,
+    strategy: str = "badge",
+    batch: int = 20,
+    validation: float = 0.15,
+    overlap: int = 1,
+    hidden: int = 128,
+    seed: int = 0,
+) -> None:
+    """Make a project of a folder of images, a table of texts or rows of features.
+
+    Called again with the same settings, it adds what is new in the source, tells what has gone,
+    and leaves all labels as they are.
+
+    Args:
+        source: A folder of images (and folders in it), a .csv or .jsonl, or an .npy file.
+        classes: Names, comma-separated, in the order of the page; more may be added later.
+        project: Directory of the project. Default: labels/ and the name of the source.
+        text_column: Of the table.
+        features: hog or pixels for images, tfidf for texts, or an .npy file with a row for each
+            image in the order of their paths or for each row of the table. Default: hog, tfidf.
+        encoder: In place of features: MODULE:FUNCTION of yours, from a list of PIL images or of
+            texts to one row of numbers each; or timm:NAME, transformers:NAME,
+            sentence-transformers:NAME, each with the extra of that name.
+        labels: CSV of labels there are already, with columns label and item, path, name or text.
+        strategy: What chooses the batches (see: fastbadge strategies).
+        batch: Items in a batch.
+        validation: Share of every batch that is drawn uniformly and only validates.
+        overlap: Annotators for each item.
+        hidden: Width of the model's hidden layer; 0 for a linear model.
+        seed: Every random number derives from it.
+    """
+    from fastbadge.label.exchange import import_labels
+    from fastbadge.label.initialise import init_project
+    from fastbadge.label.project import Config, read_status
+    from fastbadge.label.rounds import check_strategy
+    from fastbadge.label.sources import kind_of
+
+    if features and encoder:
+        raise InputError(f"got --features {features} and --encoder {encoder}; pass one of them")
+    check_strategy(strategy)
+    kind = kind_of(source)
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    directory = project or Path("labels", source.resolve().stem)
+    config = Config(
+        kind=kind,
+        source=str(source.resolve()),
+        text_column=text_column if kind == "texts" else "",
+        features=_features(kind, encoder or features),
+        strategy=strategy,
+        batch=batch,
+        share=validation,
+        overlap=overlap,
+        hidden=hidden,
+        seed=seed,
+    )
+    report = init_project(directory, config, names, progress=True)
+    print(f"{directory}: {report.added:,} items added, {read_status(directory).items:,} in all")
+    if report.repeated:
+        print(f"{report.repeated:,} texts are repeated in the table; each is one item")
+    if report.moved or report.back:
+        print(f"{report.moved:,} found under another name, {report.back:,} there again")
+    _some(f"{len(report.missing):,} no longer in the source", report.missing)
+    _some(
+        f"{len(report.skipped):,} left out",
+        [f"{each.name} ({each.reason})" for each in report.skipped],
+    )
+    if labels is not None:
+        imported = import_labels(directory, labels)
+        print(
+            f"{imported.added:,} labels imported, {imported.known:,} known, "
+            f"{imported.unknown:,} of items that are not in the project"
+        )
+        _some(f"{len(imported.conflicts):,} conflicts, not imported", imported.conflicts)
+    if not read_status(directory).per_class:
+        print(f"No classes yet: fastbadge label init {source} --classes a,b,c")
+
+
+@app.command
+def status(project: Path, /) -> None:
+    """Show how far the labelling is, and what the validation slice says.
+
+    Args:
+        project: Directory of the project.
+    """
+    from fastbadge.label.numbers import Rate, read_numbers
+    from fastbadge.label.project import read_status
+
+    now, numbers = read_status(project), read_numbers(project)
+    print(
+        f"{now.labelled:,} of {now.items:,} items labelled, {now.waiting:,} waiting, "
+        f"{now.cannot_tell:,} cannot be told, {now.disputed:,} disputed, {now.missing:,} missing"
+    )
+
+    def shown(rate: Rate | None) -> str:
+        if rate is None:
+            return "-"
+        return f"{100 * rate.value:.0f} % ({100 * rate.low:.0f} to {100 * rate.high:.0f})"
+
+    rows = [
+        [name, f"{count:,}", shown(numbers.recall[name])] for name, count in now.per_class.items()
+    ]
+    _table(["class", "labels", "recall (95 %)"], rows)
+    for annotator, count in now.per_annotator.items():
+        print(f"{annotator}: {count:,} answers")
+    print(numbers.words)
+
+
+@app.command
+def advance(project: Path, /) -> None:
+    """Train on the labels there are and choose the next batch; the server does so by itself.
+
+    Args:
+        project: Directory of the project.
+    """
+    from fastbadge.label.project import count_waiting
+    from fastbadge.label.rounds import advance
+
+    batch = advance(project)
+    waiting = count_waiting(project)
+    print("nothing left to do" if batch is None else f"batch {batch}: {waiting:,} items waiting")
+
+
+@app.command
+def undo(project: Path, /, *, annotator: str | None = None) -> None:
+    """Take back the latest click.
+
+    Args:
+        project: Directory of the project.
+        annotator: Whose. Default: anybody's.
+    """
+    from fastbadge.label.clicks import undo
+    from fastbadge.label.project import read_classes, read_item
+
+    click = undo(project, annotator, request=str(uuid4()))
+    if click is None:
+        print("nothing to take back")
+        return
+    what = click.kind if click.label is None else read_classes(project)[click.label]
+    print(f"taken back: {click.annotator}, {read_item(project, click.item).name}: {what}")
+
+
+@app.command
+def export(
+    project: Path,
+    /,
+    *,
+    csv: Path | None = None,
+    jsonl: Path | None = None,
+    folder: Path | None = None,
+    model: Path | None = None,
+    force: Flag = False,
+) -> None:
+    """Write the labels, one row an item, or the images in folders by class.
+
+    Args:
+        project: Directory of the project.
+        csv: File for the rows.
+        jsonl: File for the same rows as JSON, one a line.
+        folder: New directory, for copies of the labelled images in a folder for each class.
+        model: .npz file for the weights of the latest model.
+        force: Overwrite files that are there.
+    """
+    from fastbadge.files import check_new, write_whole
+    from fastbadge.label.exchange import as_csv, as_jsonl, export_folder, export_rows
+    from fastbadge.label.project import as_npz, read_weights
+
+    files = [path for path in (csv, jsonl, model) if path]
+    if not files and not folder:
+        raise InputError("nothing to write; pass --csv, --jsonl, --folder or --model")
+    if len({path.resolve() for path in files}) < len(files):
+        raise InputError("two of the files have the same name; pass different ones")
+    for path in files:
+        if path.resolve().is_relative_to(project.resolve()):
+            raise InputError(f"{path} is in the project; pass a name outside it")
+        check_new(path, force=force)
+    rows = export_rows(project)
+    if csv:
+        write_whole(csv, as_csv(rows))
+    if jsonl:
+        write_whole(jsonl, as_jsonl(rows))
+    if model:
+        weights = read_weights(project)
+        if weights is None:
+            raise InputError("there is no model yet; label a batch, then: fastbadge label advance")
+        model.write_bytes(as_npz(weights))
+    print(f"{len(rows):,} labels")
+    if folder:
+        print(f"{export_folder(project, rows, folder):,} images in {folder}")
+
+
+@app.command
+def audit(project: Path, /, *, most: Annotated[int, Parameter(name=["--most", "-n"])] = 20) -> None:
+    """List the labels that the model doubts most, for a second look.
+
+    Each is judged by a model trained without it. Validation labels are left out: corrected only
+    where the model disagrees, they would flatter it.
+
+    Args:
+        project: Directory of the project.
+        most: How many to show.
+    """
+    from fastbadge.label.audit import find_doubts
+    from fastbadge.label.project import read_item
+
+    doubts, judged = find_doubts(project)
+    print(f"{len(doubts):,} of {judged:,} labels are doubted; not all of these are wrong")
+    _table(
+        ["item", "name", "label", "suggested", "probability of each"],
+        [
+            [
+                str(doubt.item),
+                read_item(project, doubt.item).name,
+                doubt.label,
+                doubt.suggested,
+                f"{100 * doubt.label_probability:.0f} %, {100 * doubt.suggested_probability:.0f} %",
+            ]
+            for doubt in doubts[:most]
+        ],
+    )
+
+
+def _features(kind: str, given: str | None) -> str:
+    """What makes the features of items of this kind."""
+    own = {"images": ("hog", "pixels"), "texts": ("tfidf",), "features": ("given",)}[kind]
+    if given is None:
+        return own[0]
+    if kind != "features" and given.endswith(".npy"):
+        return str(Path(given).resolve())
+    if given not in own and (kind == "features" or ":" not in given):
+        raise InputError(
+            f"features are {given!r} but items are {kind}; expected {' or '.join(own)}"
+            + ("" if kind == "features" else ", an .npy file, or --encoder MODULE:FUNCTION")
+        )
+    return given
+
+
+def _some(title: str, lines: list[str], most: int = 5) -> None:
+    """A title and the first few lines; nothing where there are none."""
+    if lines:
+        more = [f"... and {len(lines) - most:,} more"] if len(lines) > most else []
+        print("\n  ".join([f"{title}:", *lines[:most], *more]))
+
+
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    table = Table(*header, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, highlight=False, markup=False)

@@ -1,0 +1,243 @@
+"""What annotators do: take items, label, skip, take back. Each call is one committed transaction.
+
+A click carries a `request`, a name that the browser made up for it (a UUID): sent twice, it counts
+once. Nothing is ever removed; what was taken back is marked so.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from typing import Literal, TypeAlias
+
+from fastbadge.errors import InputError
+from fastbadge.label.project import (
+    Item,
+    checked_name,
+    config_in,
+    item_in,
+    settle,
+)
+from fastbadge.label.schema import connected
+from fastbadge.sqlitefile import now_utc
+
+ClickKind: TypeAlias = Literal["label", "cannot tell", "skip"]
+
+LEASE_SECONDS = 600.0
+_LONGEST_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """A click as it was recorded.
+
+    Args:
+        id: from 1, in order of recording.
+        item: id.
+        annotator: who.
+        kind: "label", "cannot tell" (an answer, without a class), or "skip" (none).
+        label: id of the class; None for the other kinds.
+    """
+
+    id: int
+    item: int
+    annotator: str
+    kind: ClickKind
+    label: int | None
+
+
+def next_items(
+    directory: Path, annotator: str, n: int = 1, *, lease_seconds: float = LEASE_SECONDS
+) -> list[Item]:
+    """The next n items for an annotator, theirs until the lease expires.
+
+    In the order of the batches; what the annotator skipped comes last. No item is given to more
+    annotators at a time than the project's overlap, and those who have answered count. Who asks
+    again (a page reloaded) gets the same items, and their leases anew. Whether an item is for
+    validation is not told, since it should be labelled like any other.
+
+    Returns:
+        Up to n items; none where nothing is left for this annotator at the moment.
+    """
+    annotator = checked_name(annotator, "annotator")
+    if n < 1:
+        raise InputError(f"n is {n}; expected at least 1")
+    now = time()
+    with connected(directory, write=True, durable=False) as connection:
+        connection.execute("DELETE FROM assignment WHERE expires <= ?", (now,))
+        rows = connection.execute(
+            """
+            SELECT b.item FROM batch_item AS b JOIN item ON item.id = b.item
+            WHERE b.done = 0 AND item.missing = 0
+                AND NOT EXISTS (
+                    SELECT 1 FROM label AS l WHERE l.item = b.item AND l.annotator = :me
+                        AND l.undone IS NULL AND l.kind <> 'skip'
+                )
+                AND :overlap > (
+                    SELECT count(*) FROM (
+                        SELECT annotator FROM label AS l WHERE l.item = b.item
+                            AND l.undone IS NULL AND l.kind <> 'skip'
+                        UNION SELECT annotator FROM assignment AS a WHERE a.item = b.item
+                    ) WHERE annotator <> :me
+                )
+            ORDER BY (
+                SELECT count(*) FROM label AS l WHERE l.item = b.item AND l.annotator = :me
+                    AND l.undone IS NULL AND l.kind = 'skip'
+            ), b.batch, b.position
+            LIMIT :n
+            """,
+            {"me": annotator, "overlap": config_in(connection, directory).overlap, "n": n},
+        ).fetchall()
+        for (item,) in rows:
+            _lease(connection, item, annotator, now + lease_seconds)
+        return [item_in(connection, item) for (item,) in rows]
+
+
+def record_label(
+    directory: Path,
+    item: int,
+    label: int,
+    annotator: str,
+    *,
+    request: str,
+    seconds: float | None = None,
+) -> Click:
+    """Record that an annotator says the item is of a class; their latest word counts.
+
+    A click that comes after its lease has expired is kept like any other: it is work done.
+
+    Args:
+        directory: of the project.
+        item: its id.
+        label: id of the class.
+        annotator: who.
+        request: a name for this click that no other has.
+        seconds: that it took.
+
+    Returns:
+        The click; the one recorded before where `request` came before.
+
+    Raises:
+        InputError: no such item or class, a request that was another click's, a bad number.
+    """
+    return _record(directory, item, "label", label, annotator, request, seconds)
+
+
+def record_cannot_tell(
+    directory: Path, item: int, annotator: str, *, request: str, seconds: float | None = None
+) -> Click:
+    """Record that an annotator cannot tell: an answer, after which they are not asked again."""
+    return _record(directory, item, "cannot tell", None, annotator, request, seconds)
+
+
+def skip(
+    directory: Path, item: int, annotator: str, *, request: str, seconds: float | None = None
+) -> Click:
+    """Record that an annotator passes an item by: it is open to others, to them after the rest."""
+    return _record(directory, item, "skip", None, annotator, request, seconds)
+
+
+def undo(directory: Path, annotator: str | None = None, *, request: str) -> Click | None:
+    """Take back the latest click of an annotator (of anyone, for None) that stands.
+
+    The item is the annotator's again. Imported labels are no clicks.
+
+    Returns:
+        What was taken back; the same again for the same request; None where there is nothing.
+    """
+    request = checked_name(request, "request")
+    if annotator is not None:
+        annotator = checked_name(annotator, "annotator")
+    with connected(directory, write=True) as connection:
+        before = _click(connection, "undo_request = ?", request)
+        if before is not None:
+            return before
+        last = _click(
+            connection,
+            "request IS NOT NULL AND undone IS NULL AND (?1 IS NULL OR annotator = ?1) "
+            "ORDER BY id DESC LIMIT 1",
+            annotator,
+        )
+        if last is None:
+            return None
+        connection.execute(
+            "UPDATE label SET undone = ?, undo_request = ? WHERE id = ?",
+            (now_utc(), request, last.id),
+        )
+        settle(connection, last.item, config_in(connection, directory).overlap)
+        _lease(connection, last.item, last.annotator, time() + LEASE_SECONDS)
+        return last
+
+
+def release(directory: Path, annotator: str) -> None:
+    """Give back what an annotator has on the screen, as when they leave."""
+    with connected(directory, write=True) as connection:
+        connection.execute("DELETE FROM assignment WHERE annotator = ?", (annotator,))
+
+
+def _record(
+    directory: Path,
+    item: int,
+    kind: ClickKind,
+    label: int | None,
+    annotator: str,
+    request: str,
+    seconds: float | None,
+) -> Click:
+    annotator = checked_name(annotator, "annotator")
+    request = checked_name(request, "request")
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+        raise InputError(f"seconds is {seconds}; expected a number of at least 0")
+    if seconds is not None:
+        seconds = min(float(seconds), _LONGEST_SECONDS)  # a page left open over night
+    with connected(directory, write=True) as connection:
+        before = _click(connection, "request = ?", request)
+        if before is not None:
+            if (before.item, before.annotator, before.kind, before.label) != (
+                item,
+                annotator,
+                kind,
+                label,
+            ):
+                raise InputError(f"request {request!r} was another click; make a new one for each")
+            return before
+        item_in(connection, item)
+        if kind == "label" and not _is_class(connection, label):
+            raise InputError(f"class {label} is not in the project")
+        connection.execute(
+            "INSERT INTO label (item, annotator, kind, class, batch, seconds, created, request) "
+            "VALUES (?1, ?2, ?3, ?4, (SELECT batch FROM batch_item WHERE item = ?1), ?5, ?6, ?7)",
+            (item, annotator, kind, label, seconds, now_utc(), request),
+        )
+        settle(connection, item, config_in(connection, directory).overlap)
+        connection.execute(
+            "DELETE FROM assignment WHERE item = ? AND annotator = ?", (item, annotator)
+        )
+        recorded = _click(connection, "request = ?", request)
+    assert recorded is not None
+    return recorded
+
+
+def _click(connection: sqlite3.Connection, where: str, value: str | None) -> Click | None:
+    row = connection.execute(
+        f"SELECT id, item, annotator, kind, class FROM label WHERE {where}", (value,)
+    ).fetchone()
+    return None if row is None else Click(*row)
+
+
+def _is_class(connection: sqlite3.Connection, label: int | None) -> bool:
+    if label is None or not 0 < label < 2**63:
+        return False
+    found = connection.execute("SELECT 1 FROM class WHERE id = ?", (label,)).fetchone()
+    return found is not None
+
+
+def _lease(connection: sqlite3.Connection, item: int, annotator: str, expires: float) -> None:
+    connection.execute(
+        "INSERT INTO assignment (item, annotator, expires) VALUES (?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET expires = excluded.expires",
+        (item, annotator, expires),
+    )

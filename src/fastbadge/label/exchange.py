@@ -1,0 +1,210 @@
+"""Labels into and out of a project: CSV, JSON lines, folders by class, and the model's weights."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastbadge.errors import InputError
+from fastbadge.label.project import config_in, read_classes, read_config, read_items, settle
+from fastbadge.label.schema import connected
+from fastbadge.label.sources import image_path
+from fastbadge.sqlitefile import now_utc
+
+IMPORTER = "import"  # the annotator of imported labels
+
+_COLUMNS = (
+    "item, name, label, annotators, disputed, validation, batch, reason, gradient_norm, predicted, "
+    "confidence, created, seconds, text"
+).split(", ")
+
+
+@dataclass(slots=True)
+class Imported:
+    """What importing labels did.
+
+    Args:
+        added: labels that are new.
+        known: labels that were imported before.
+        conflicts: lines about items with two labels, in the file or against the project; for these
+            nothing was imported.
+        unknown: how many rows name no item of the project.
+    """
+
+    added: int = 0
+    known: int = 0
+    conflicts: list[str] = field(default_factory=list)
+    unknown: int = 0
+
+
+def import_labels(directory: Path, table: Path) -> Imported:
+    """Take labels from a CSV with a column `label`, and one of `item`, `path`, `name` or `text`.
+
+    `item` is an id, `path` or `name` what the item is called, `text` the text itself. What people
+    have labelled in the project stays. Labels of items in the reserve count for validation when
+    their turn comes, not before, and never for training.
+
+    Raises:
+        InputError: no such columns, or classes that the project lacks (the message lists them).
+    """
+    rows = _labels_in(table)
+    classes = {name: id for id, name in read_classes(directory).items()}
+    lacking = sorted({label for _, _, label in rows} - set(classes))
+    if lacking:
+        raise InputError(
+            f"{table} has labels that are no classes of the project: {', '.join(lacking[:5])}"
+            f"{' and more' if len(lacking) > 5 else ''}; add them to --classes"
+        )
+    id_of = _ids(directory)
+    report, wanted = Imported(), dict[int, str]()
+    contradicted: set[int] = set()
+    for key, value, label in rows:
+        item = id_of.get(key, {}).get(value)
+        if item is None:
+            report.unknown += 1
+        elif wanted.setdefault(item, label) != label and item not in contradicted:
+            contradicted.add(item)
+            report.conflicts.append(f"{value[:60]}: {wanted[item]} and {label} in {table.name}")
+    for item in contradicted:
+        del wanted[item]
+    with connected(directory, write=True) as connection:
+        overlap = config_in(connection, directory).overlap
+        name_of = {id: name for name, id in classes.items()}
+        standing = {
+            item: name_of[label]
+            for item, label in connection.execute("SELECT item, class FROM settled")
+        }
+        for item, label in wanted.items():
+            if item in standing:
+                report.known += standing[item] == label
+                if standing[item] != label:
+                    report.conflicts.append(
+                        f"item {item}: {standing[item]} in the project, {label} in {table.name}"
+                    )
+                continue
+            connection.execute(
+                "INSERT INTO label (item, annotator, kind, class, created) "
+                "VALUES (?, ?, 'label', ?, ?)",
+                (item, IMPORTER, classes[label], now_utc()),
+            )
+            settle(connection, item, overlap)
+            report.added += 1
+    return report
+
+
+def export_rows(directory: Path) -> list[dict[str, Any]]:
+    """One row for each item with a class, in order of ids, with all that is known of it.
+
+    `label` is what most annotators say (of equally many, the latest); `annotators` what each says;
+    `reason` to `confidence` are why it was chosen, and the model's guess at the time.
+    """
+    with connected(directory) as connection:
+        name_of = dict(connection.execute("SELECT id, name FROM class"))
+        said: dict[int, dict[str, str]] = {}
+        for item, annotator, label in connection.execute(
+            "SELECT item, annotator, class FROM answer ORDER BY item, annotator"
+        ):
+            said.setdefault(item, {})[annotator] = name_of.get(label, "cannot tell")
+        found = connection.execute(
+            "SELECT item.id, item.name, settled.class, settled.opinions, item.reserved, b.batch, "
+            "b.reason, b.gradient_norm, b.predicted, b.confidence, label.created, label.seconds, "
+            "item.text FROM settled JOIN item ON item.id = settled.item "
+            "LEFT JOIN batch_item AS b ON b.item = item.id "
+            # The rank is the votes above and the id of the deciding click below 2^40.
+            "JOIN label ON label.id = settled.rank & 0xFFFFFFFFFF ORDER BY item.id"
+        ).fetchall()
+    rows = []
+    for item, name, label, opinions, reserved, batch, reason, norm, predicted, *rest in found:
+        values = (
+            *(item, name, name_of[label], said[item], opinions > 1),
+            *(bool(reserved and batch), batch, reason, norm, name_of.get(predicted), *rest),
+        )
+        rows.append(dict(zip(_COLUMNS, values, strict=True)))
+    return rows
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """The rows as CSV; `annotators` is JSON."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, _COLUMNS)
+    writer.writeheader()
+    for row in rows:
+        annotators = json.dumps(row["annotators"], ensure_ascii=False)
+        writer.writerow(row | {"annotators": annotators})
+    return file.getvalue()
+
+
+def as_jsonl(rows: list[dict[str, Any]]) -> str:
+    """The rows as JSON, one a line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def export_folder(directory: Path, rows: list[dict[str, Any]], folder: Path) -> int:
+    """Copy the labelled images into folders by class; how many, without those that have gone.
+
+    The name of an image is its id and its own name, so that none meets another's.
+
+    Raises:
+        InputError: a project without images, or a folder that is there already.
+    """
+    config = read_config(directory)
+    if config.kind != "images":
+        raise InputError(f"items are {config.kind}, not images; use --csv or --jsonl")
+    if folder.exists():
+        raise InputError(f"{folder} is there already; pass another name")
+    copied = 0
+    for row in rows:
+        try:
+            path = image_path(Path(config.source), row["name"])
+        except InputError:
+            continue
+        place = folder / _as_folder(row["label"])
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place / f"{row['item']:06}-{Path(row['name']).name}")
+        copied += 1
+    return copied
+
+
+def _as_folder(name: str) -> str:
+    """A class's name as that of a folder: nothing in it leads anywhere else."""
+    plain = "".join("_" if character in '<>:"/\\|?*' else character for character in name)
+    return plain.strip(". ") or "_"
+
+
+def _labels_in(table: Path) -> list[tuple[str, str, str]]:
+    """Column, value and label of each row."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            key = next((name for name in ("item", "path", "name", "text") if name in columns), None)
+            if key is None or "label" not in columns:
+                raise InputError(
+                    f"{table} has the columns {', '.join(columns) or 'none'}; expected label, and "
+                    "one of item, path, name and text"
+                )
+            return [
+                (key, (row[key] or "").strip(), row["label"].strip())
+                for row in reader
+                if (row["label"] or "").strip()
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table} cannot be read as CSV: {error}") from error
+
+
+def _ids(directory: Path) -> Mapping[str, Mapping[str, int]]:
+    """Ids of items by each column that may name them."""
+    items = [item for item, _ in read_items(directory)]
+    names = {item.name: item.id for item in items}
+    return {
+        "item": {str(item.id): item.id for item in items},
+        "path": names,
+        "name": names,
+        "text": {item.text.strip(): item.id for item in items if item.text},
+    }

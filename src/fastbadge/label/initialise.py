@@ -1,0 +1,289 @@
+"""Reading a source into a project: items, and the features of each, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastbadge.errors import InputError
+from fastbadge.label.features import FeatureWriter, maker, replace_features, tfidf
+from fastbadge.label.project import (
+    Config,
+    Found,
+    Item,
+    add_items,
+    create_project,
+    read_items,
+    update_items,
+)
+from fastbadge.label.sources import (
+    Skipped,
+    digest_of,
+    find_images,
+    read_features,
+    read_texts,
+)
+from fastbadge.progress import progress_bar
+
+T = TypeVar("T")
+_Read: TypeAlias = tuple[str, bytes, str]  # name, content and digest of a file
+
+# So many items are read at a time, of large files fewer: two waits for the disk each time.
+_CHUNK = 2048
+_CHUNK_BYTES = 64 << 20
+
+
+@dataclass(slots=True)
+class Report:
+    """What reading a source did.
+
+    Args:
+        added: new items.
+        moved: items found under another name.
+        missing: names of items that the source no longer has.
+        back: items that were missing and are there again.
+        repeated: texts that the table holds more than once; they are one item.
+        skipped: what is no item, and why.
+    """
+
+    added: int = 0
+    moved: int = 0
+    missing: list[str] = field(default_factory=list)
+    back: int = 0
+    repeated: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def init_project(
+    directory: Path, config: Config, classes: Sequence[str], *, progress: bool | None = None
+) -> Report:
+    """Make a project of a source, or bring one up to date with its source.
+
+    Items are told by their content: a file that was renamed is the item it was, a file whose
+    content changed is another item. Memory is that of a few hundred items; a killed call goes on
+    where it stopped. Only TF-IDF holds all texts at once.
+
+    Args:
+        directory: of the project, made if it is not there.
+        config: of the project; of one that is there, the same.
+        classes: names in the order of the page.
+        progress: whether to show how far it is; by default on a terminal only.
+
+    Raises:
+        InputError: a source that cannot be read, or that has nothing to label.
+        ProjectError: another project in the directory.
+    """
+    source = Path(config.source)
+    if config.kind == "texts":
+        texts = list(read_texts(source, config.text_column))
+        if not texts:
+            raise InputError(f"{source} has no text in column {config.text_column!r}")
+        create_project(directory, config, classes)
+        return _add_texts(directory, config, texts, progress)
+    if config.kind == "features":
+        feature_ND = read_features(source)
+        create_project(directory, config, classes)
+        return _add_rows(directory, source, feature_ND, progress)
+    names, skipped = find_images(source)
+    if not names:
+        raise InputError(f"{source} has no images; expected files such as .png or .jpg")
+    make = _maker_of_images(config.features, names)
+    create_project(directory, config, classes)
+    return _add_images(directory, source, names, skipped, make, progress)
+
+
+def _add_images(
+    directory: Path,
+    source: Path,
+    names: list[str],
+    skipped: list[Skipped],
+    make: Callable[[Sequence[_Read]], NDArray[np.float32]],
+    progress: bool | None,
+) -> Report:
+    known = read_items(directory)
+    by_name = {item.name: (item, digest) for item, digest in known}
+    by_digest: dict[str, list[Item]] = {}
+    for item, digest in known:
+        by_digest.setdefault(digest, []).append(item)
+    report, seen = Report(skipped=skipped), set[int]()
+    renamed: dict[int, str] = {}
+    present = set(names)
+    writer = FeatureWriter(directory, len(known))
+
+    def add(chunk: Sequence[_Read]) -> None:
+        features, found = _made(make, chunk, report)
+        if found:
+            first = writer.rows + 1
+            writer.append(np.concatenate(features))
+            add_items(directory, found, first=first)
+            report.added += len(found)
+
+    def is_new(name: str, digest: str) -> bool:
+        if name in by_name and by_name[name][1] == digest:
+            seen.add(by_name[name][0].id)
+            return False
+        for item in by_digest.get(digest, ()):
+            if item.name not in present and item.id not in seen:
+                seen.add(item.id)
+                renamed[item.id] = name
+                return False
+        return True
+
+    with progress_bar(len(names), "reading", "images", show=progress) as advance:
+        chunk: list[_Read] = []
+        size = 0
+        for name in names:
+            read = _read(source, name, report)
+            if read and is_new(read[0], read[2]):
+                chunk.append(read)
+                size += len(read[1])
+            if len(chunk) == _CHUNK or size > _CHUNK_BYTES:
+                add(chunk)
+                chunk, size = [], 0
+            advance(1)
+        add(chunk)
+    gone = [item for item, _ in known if item.id not in seen and not item.missing]
+    back = [item.id for item, _ in known if item.id in seen and item.missing]
+    update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
+    report.moved, report.back = len(renamed), len(back)
+    report.missing = [item.name for item in gone]
+    return report
+
+
+def _maker_of_images(
+    spec: str, names: list[str]
+) -> Callable[[Sequence[_Read]], NDArray[np.float32]]:
+    """What makes features of files that were read: of their contents, or rows given for them."""
+    if not spec.endswith(".npy"):
+        make = maker(spec)
+        return lambda chunk: make([content for _, content, _ in chunk])
+    feature_ND = read_features(Path(spec))
+    if len(feature_ND) != len(names):
+        raise InputError(
+            f"{spec} has {len(feature_ND)} rows for {len(names)} images; expected one for each, in "
+            "the order of their paths"
+        )
+    row_of = {name: row for row, name in enumerate(names)}
+    return lambda chunk: feature_ND[[row_of[name] for name, _, _ in chunk]]
+
+
+def _read(source: Path, name: str, report: Report) -> _Read | None:
+    """Name, content and digest of a file; None if it cannot be read."""
+    try:
+        content = (source / name).read_bytes()
+    except OSError as error:
+        report.skipped.append(Skipped(name, error.strerror or "gone"))
+        return None
+    return name, content, digest_of(content)
+
+
+def _made(
+    make: Callable[[Sequence[_Read]], NDArray[np.float32]],
+    chunk: Sequence[_Read],
+    report: Report,
+) -> tuple[list[NDArray[np.float32]], list[Found]]:
+    """Features of a chunk; item by item where one of them cannot be read."""
+    if not chunk:
+        return [], []
+    try:
+        return [make(chunk)], [Found(digest, name) for name, _, digest in chunk]
+    except InputError as error:
+        if len(chunk) == 1:
+            report.skipped.append(Skipped(chunk[0][0], str(error)))
+            return [], []
+    halves = [_made(make, half, report) for half in _chunks(chunk, -(-len(chunk) // 2))]
+    return [f for features, _ in halves for f in features], [f for _, fs in halves for f in fs]
+
+
+def _add_texts(
+    directory: Path, config: Config, texts: list[tuple[int, str]], progress: bool | None
+) -> Report:
+    known = read_items(directory)
+    report = Report()
+    id_of = {digest: item for item, digest in known}
+    seen: set[str] = set()
+    found: list[Found] = []
+    for number, text in texts:
+        digest = digest_of(text)
+        if digest in seen:
+            report.repeated += 1
+        elif digest not in id_of:
+            found.append(Found(digest, str(number), text))
+        seen.add(digest)
+    if found and config.features == "tfidf":
+        old = [item.text or "" for item, _ in known]
+        replace_features(directory, tfidf([*old, *(new.text or "" for new in found)]))
+        add_items(directory, found, first=len(known) + 1)
+    elif found:
+        make, writer = _maker_of_texts(config.features, texts), FeatureWriter(directory, len(known))
+        with progress_bar(len(found), "reading", "texts", show=progress) as advance:
+            for chunk in _chunks(found, _CHUNK):
+                first = writer.rows + 1
+                writer.append(make(chunk))
+                add_items(directory, chunk, first=first)
+                advance(len(chunk))
+    report.added = len(found)
+    gone = [item for digest, item in id_of.items() if digest not in seen and not item.missing]
+    back = [item.id for digest, item in id_of.items() if digest in seen and item.missing]
+    update_items(directory, missing=[item.id for item in gone], back=back)
+    report.missing, report.back = [item.name for item in gone], len(back)
+    return report
+
+
+def _maker_of_texts(
+    spec: str, texts: list[tuple[int, str]]
+) -> Callable[[Sequence[Found]], NDArray[np.float32]]:
+    if not spec.endswith(".npy"):
+        make = maker(spec)
+        return lambda chunk: make([new.text for new in chunk])
+    feature_ND = read_features(Path(spec))
+    if len(feature_ND) <= texts[-1][0]:
+        raise InputError(
+            f"{spec} has {len(feature_ND)} rows but the table at least {texts[-1][0] + 1}; "
+            "expected one for each"
+        )
+    return lambda chunk: feature_ND[[int(new.name) for new in chunk]]
+
+
+def _add_rows(
+    directory: Path, source: Path, feature_ND: NDArray[np.float32], progress: bool | None
+) -> Report:
+    """Rows of features are told by their number: later ones may be appended to the file."""
+    known = read_items(directory)
+    if len(known) > len(feature_ND):
+        raise InputError(
+            f"{source} has {len(feature_ND)} rows but the project {len(known)} items; "
+            "expected the same file, or one with rows appended"
+        )
+    writer = FeatureWriter(directory, len(known))
+    with progress_bar(len(feature_ND), "reading", "rows", show=progress) as advance:
+        for start in range(0, len(feature_ND), 4096):
+            chunk_BD = np.asarray(feature_ND[start : start + 4096], dtype=np.float32)
+            bad_B = ~np.isfinite(chunk_BD).all(axis=1)
+            if bad_B.any():
+                raise InputError(f"{source} has NaN or inf in row {start + int(bad_B.argmax())}")
+            digests = [digest_of(row_D.tobytes()) for row_D in chunk_BD]
+            for (item, old), new in zip(known[start : start + 4096], digests, strict=False):
+                if old != new:
+                    raise InputError(
+                        f"{source} has other numbers in row {item.name} than when it was read; "
+                        "expected the same file, or one with rows appended"
+                    )
+            fresh = slice(max(0, len(known) - start), len(chunk_BD))
+            if fresh.start < fresh.stop:
+                first = writer.rows + 1
+                writer.append(chunk_BD[fresh])
+                names = range(start + fresh.start, start + fresh.stop)
+                found = [Found(d, str(n)) for d, n in zip(digests[fresh], names, strict=True)]
+                add_items(directory, found, first=first)
+            advance(len(chunk_BD))
+    return Report(added=len(feature_ND) - len(known))
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,552 @@
+"""From a source to items, features, rounds and files, by the functions and the command line."""
+
+import csv
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from fastbadge.cli import main
+from fastbadge.errors import InputError, ProjectError
+from fastbadge.gradients import GradientEmbedding
+from fastbadge.label import clicks, features, project, rounds
+from fastbadge.label.audit import find_doubts
+from fastbadge.label.exchange import export_rows, import_labels
+from fastbadge.label.features import FeatureWriter, hog, maker, open_features, pixels
+from fastbadge.label.initialise import init_project
+from fastbadge.label.project import Config, read_items, read_status, take_snapshot
+from fastbadge.label.sources import content_path, find_images, read_texts
+
+DIGITS = load_digits()
+NAMES = [str(c) for c in range(10)]
+
+
+def write_png(path, number=0, size=8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grey = (DIGITS.images[number] * 16).clip(0, 255).astype(np.uint8)
+    Image.fromarray(grey).resize((size, size)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(6):
+        write_png(tmp_path / "images" / ("a" if number % 2 else "b") / f"{number}.png", number)
+    return tmp_path / "images"
+
+
+def config_of(source, kind="images", **changes):
+    made = {"images": "pixels", "texts": "tfidf", "features": "given"}[kind]
+    column = "text" if kind == "texts" else ""
+    settings = {"features": made, "text_column": column, "batch": 20} | changes
+    return Config(kind=kind, source=str(source), **settings)
+
+
+def digits_project(directory, **changes):
+    """Rows of pixels as a project; truth of item i is DIGITS.target[i - 1]."""
+    directory.mkdir(exist_ok=True)
+    np.save(directory / "x.npy", DIGITS.data / 16)
+    path = directory / "p"
+    init_project(path, config_of(directory / "x.npy", "features", **changes), NAMES)
+    return path
+
+
+def annotate(path, truth=DIGITS.target):
+    """Answer all that waits; ids of what was answered."""
+    answered = []
+    while items := clicks.next_items(path, "ann", 50):
+        for item in items:
+            clicks.record_label(
+                path, item.id, int(truth[item.id - 1]) + 1, "ann", request=f"{path}/{item.id}"
+            )
+            answered.append(item.id)
+    return answered
+
+
+# --- sources
+
+
+def test_images_are_found_and_nothing_else(folder, tmp_path):
+    (folder / "notes.txt").write_text("")
+    write_png(folder / ".hidden.png")
+    write_png(folder / ".cache" / "x.png")
+    outside = tmp_path / "secret.png"
+    write_png(outside)
+    (folder / "out.png").symlink_to(outside)
+    (folder / "nowhere.png").symlink_to(folder / "gone.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "within.png").symlink_to(folder / "a" / "1.png")
+    (folder / "up").symlink_to(tmp_path, target_is_directory=True)
+    names, skipped = find_images(folder)
+    assert names == ["within.png", "a/1.png", "a/3.png", "a/5.png", "b/0.png", "b/2.png", "b/4.png"]
+    assert {each.name for each in skipped} == {"out.png", "nowhere.png", "loop.png"}
+
+
+def test_a_file_exchanged_for_a_link_to_the_outside_is_not_given(folder, tmp_path):
+    path = tmp_path / "p"
+    init_project(path, config_of(folder), ["x"])
+    item = next(item for item, _ in read_items(path) if item.name == "a/1.png")
+    assert content_path(path, item.id) == (folder / "a" / "1.png").resolve()
+    (folder / "a" / "1.png").unlink()
+    (folder / "a" / "1.png").symlink_to("/etc/passwd")
+    with pytest.raises(InputError, match="is no longer in"):
+        content_path(path, item.id)
+    with pytest.raises(InputError, match="item 99 is not in the project"):
+        content_path(path, 99)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("t.csv", "id,body\n1,x\n", r"row 0 has id, body but no 'text'; pass --text-column"),
+        ("t.csv", b"text\n\xff\xfe\n", "is not UTF-8"),
+        ("t.jsonl", '{"text": "a"}\n[1]\n', "row 1 is not an object"),
+        ("t.jsonl", '{"text": \n', "cannot be read"),
+        ("t.csv", "text\n \n", "has no text in column 'text'"),
+        ("t.csv", f"text\n{'x' * 1_100_000}\n", "has 1,100,000 characters"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_in_one_line(tmp_path, name, content, expected):
+    table = tmp_path / name
+    table.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises((InputError, ProjectError), match=expected) as caught:
+        init_project(tmp_path / "p", config_of(table, "texts"), ["x"])
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_of_both_kinds_of_table_are_the_same(tmp_path):
+    texts = ['two\nlines, "quoted"', "", "plain", "  ", "<b>ünïcode</b>"]
+    with (tmp_path / "t.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerows([["n", "text"], *([i, text] for i, text in enumerate(texts))])
+    lines = [json.dumps({"text": text}) for text in texts]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    expected = [(0, texts[0]), (2, texts[2]), (4, texts[4])]
+    assert list(read_texts(tmp_path / "t.csv", "text")) == expected
+    assert list(read_texts(tmp_path / "t.jsonl", "text")) == expected
+
+
+# --- init, again and again
+
+
+def test_init_again_adds_what_is_new_and_tells_what_has_gone(folder, tmp_path):
+    path = tmp_path / "p"
+    (folder / "broken.png").write_bytes(b"\x89PNG but no more")
+    report = init_project(path, config_of(folder), ["x"])
+    assert report.added == 6 and [each.name for each in report.skipped] == ["broken.png"]
+    before = read_items(path)
+    again = init_project(path, config_of(folder), ["x"])
+    assert (again.added, again.moved, again.missing, read_items(path)) == (0, 0, [], before)
+    (folder / "a" / "1.png").rename(folder / "a" / "one.png")
+    (folder / "a" / "3.png").unlink()
+    write_png(folder / "b" / "0.png", 50)  # other content: another item
+    write_png(folder / "c" / "new.png", 51)
+    report = init_project(path, config_of(folder), ["x"])
+    assert (report.added, report.moved) == (2, 1)
+    assert sorted(report.missing) == ["a/3.png", "b/0.png"]
+    items = [item for item, _ in read_items(path)]
+    assert [item.id for item in items] == list(range(1, 9))
+    assert {item.name for item in items if item.missing} == {"a/3.png", "b/0.png"}
+    write_png(folder / "a" / "3.png", 3)
+    assert init_project(path, config_of(folder), ["x"]).back == 1
+    assert len(open_features(path, 8)) == 8
+
+
+def test_each_item_has_its_own_features_however_it_came_in(folder, tmp_path):
+    init_project(tmp_path / "p", config_of(folder), ["x"])
+    for number in range(6, 9):
+        write_png(folder / "0" / f"{number}.png", number)  # sorted before the others
+    init_project(tmp_path / "p", config_of(folder), ["x"])
+    feature_ND = open_features(tmp_path / "p", 9)
+    for item, _ in read_items(tmp_path / "p"):
+        expected = pixels([(folder / item.name).read_bytes()])[0]
+        assert (feature_ND[item.id - 1] == expected).all()
+
+
+def test_a_killed_init_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
+    """Killed after the features of a chunk, before its items are committed."""
+    path = tmp_path / "p"
+    monkeypatch.setattr("fastbadge.label.initialise._CHUNK", 2)
+    real, calls = project.add_items, []
+
+    def add_items(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*arguments, **named)
+
+    monkeypatch.setattr("fastbadge.label.initialise.add_items", add_items)
+    with pytest.raises(KeyboardInterrupt):
+        init_project(path, config_of(folder), ["x"])
+    assert len(read_items(path)) == 2 and len(np.load(path / "features.npy")) == 4
+    write_png(folder / "0.png", 40)  # another item gets the row of the one that was not committed
+    assert init_project(path, config_of(folder), ["x"]).added == 5
+    test = open_features(path, 7)
+    for item, _ in read_items(path):
+        assert (test[item.id - 1] == pixels([(folder / item.name).read_bytes()])[0]).all()
+
+
+def test_texts_are_items_by_their_text(tmp_path):
+    table, path = tmp_path / "t.csv", tmp_path / "p"
+    texts = [f"{'good fine' if i % 2 else 'bad awful'} number {i}" for i in range(30)]
+    table.write_text("text\n" + "\n".join([*texts, texts[0]]) + "\n")
+    report = init_project(path, config_of(table, "texts"), ["x"])
+    assert (report.added, report.repeated) == (30, 1)
+    first_ND = np.array(open_features(path, 30))
+    # Good ones are nearer to each other than to bad ones.
+    similar = first_ND @ first_ND.T
+    assert similar[1::2, 1::2].mean() > 2 * abs(similar[1::2, ::2]).mean()
+    table.write_text("text\n" + "\n".join(["a new one", *texts[1:]]) + "\n")
+    report = init_project(path, config_of(table, "texts"), ["x"])
+    assert (report.added, report.missing) == (1, ["0"])
+    assert project.read_item(path, 31).text == "a new one"
+    assert len(open_features(path, 31)) == 31
+
+
+def test_rows_of_features_may_be_appended_and_not_changed(tmp_path):
+    path = digits_project(tmp_path / "d")
+    assert (open_features(path, 1797) == (DIGITS.data / 16).astype(np.float32)).all()
+    more = np.concatenate([DIGITS.data / 16, np.ones((3, 64))])
+    np.save(tmp_path / "d" / "x.npy", more)
+    config = project.read_config(path)
+    assert init_project(path, config, []).added == 3
+    more[5, 5] = 7
+    np.save(tmp_path / "d" / "x.npy", more)
+    with pytest.raises(InputError, match="other numbers in row 5"):
+        init_project(path, config, [])
+    more[5, 5] = np.nan
+    np.save(tmp_path / "d" / "x.npy", more)
+    with pytest.raises(InputError, match="NaN or inf in row 5"):
+        init_project(path, config, [])
+
+
+# --- features
+
+
+def test_hog_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    grey_HW = rng.integers(0, 256, (32, 32)).astype(np.uint8)
+    down_HW, right_HW = np.gradient(grey_HW / 255)
+    cell_KKA = np.zeros((8, 8, 9))
+    for i in range(32):
+        for j in range(32):
+            length = np.hypot(down_HW[i, j], right_HW[i, j])
+            angle = np.arctan2(down_HW[i, j], right_HW[i, j]) / np.pi * 9 % 9
+            for bin, share in ((int(angle), 1 - angle % 1), (int(angle) + 1, angle % 1)):
+                cell_KKA[i // 4, j // 4, bin % 9] += share * length
+    expected_KKA = np.empty_like(cell_KKA)
+    for i in range(8):
+        for j in range(8):
+            around = cell_KKA[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
+            expected_KKA[i, j] = cell_KKA[i, j] / np.sqrt((around**2).sum() + 1e-2)
+    import io
+
+    file = io.BytesIO()
+    Image.fromarray(grey_HW).save(file, "png")
+    np.testing.assert_allclose(hog([file.getvalue()])[0], expected_KKA.reshape(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_images_of_any_kind_and_size_give_features(tmp_path, suffix, mode):
+    path = tmp_path / f"x.{suffix}"
+    image = Image.new("RGB", (90, 40), (200, 30, 30))
+    image.convert("RGB" if (suffix, mode) in {("jpg", "P"), ("webp", "P")} else mode).save(path)
+    assert pixels([path.read_bytes()]).shape == (1, 784)
+    assert hog([path.read_bytes()]).shape == (1, 576)
+    assert np.ptp(pixels([path.read_bytes()])) < 0.05
+
+
+ENCODER = """
+import torch
+
+def corners(images):
+    return torch.tensor([[image.getpixel((0, 0))[0], image.width] for image in images])
+
+def wrong(images):
+    return torch.zeros(len(images) + 1, 2)
+
+number = 3
+"""
+
+
+def test_an_encoder_of_the_users(folder, tmp_path, monkeypatch):
+    (tmp_path / "my_encoder.py").write_text(ENCODER)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "p"
+    init_project(path, config_of(folder, features="my_encoder:corners"), ["x"])
+    assert open_features(path, 6)[:, 1].tolist() == [8] * 6
+    assert str(tmp_path) not in sys.path
+    for spec, expected in [
+        ("my_encoder:wrong", r"gave float32 \(2, 2\) for 1 items"),
+        ("my_encoder:number", "is no function"),
+        ("my_encoder:nothing", "cannot be imported"),
+        ("no_such:thing", "cannot be imported"),
+        ("nothing", "expected one of pixels, hog, tfidf"),
+    ]:
+        with pytest.raises(InputError, match=expected):
+            maker(spec)([(folder / "a" / "1.png").read_bytes()])
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(
+        InputError, match=r"timm is not installed .*pip install 'fastbadge\[timm\]'"
+    ):
+        maker("timm:resnet18")
+
+
+def test_rows_of_features_given_beside_images(folder, tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(12).reshape(6, 2))
+    path, spec = tmp_path / "p", str(tmp_path / "x.npy")
+    init_project(path, config_of(folder, features=spec), ["x"])
+    assert open_features(path, 6)[:, 0].tolist() == [0, 2, 4, 6, 8, 10]
+    np.save(tmp_path / "x.npy", np.zeros((5, 2)))
+    with pytest.raises(InputError, match="has 5 rows for 6 images"):
+        init_project(path, config_of(folder, features=spec), ["x"])
+
+
+def test_features_that_are_damaged_are_told(tmp_path):
+    path = digits_project(tmp_path / "d")
+    with pytest.raises(ProjectError, match="have 64; expected the same source"):
+        FeatureWriter(path, 1797).append(np.zeros((1, 3), dtype=np.float32))
+    with pytest.raises(ProjectError, match=r"holds float32 \(1797, 64\) for 1798 items"):
+        open_features(path, 1798)
+    (path / features.FILE_NAME).write_bytes(b"nothing")
+    with pytest.raises(ProjectError, match="cannot be read: restore it, or"):
+        rounds.advance(path)
+
+
+# --- rounds
+
+
+def test_rounds_keep_training_and_validation_apart(tmp_path):
+    path = digits_project(tmp_path / "d", batch=20)
+    assert rounds.advance(path) == 1
+    first = annotate(path)
+    assert len(first) == 20
+    assert len(set(DIGITS.target[np.array(first) - 1])) >= 7  # typical and diverse, not at random
+    for batch in range(2, 7):
+        assert rounds.advance(path) == batch
+        annotate(path)
+    snapshot = take_snapshot(path)
+    reserved, batched = snapshot.reserved_N, snapshot.batched_N
+    # The reserve is asked in the order of its tickets, and the strategy never chooses from it.
+    drawn = np.flatnonzero(reserved & batched)
+    assert len(drawn) == 18
+    assert snapshot.ticket_N[drawn].max() < snapshot.ticket_N[reserved & ~batched].min()
+    ids = (np.flatnonzero(batched) + 1).tolist()
+    reasons = {item: project.read_pick(path, item).reason for item in ids}
+    assert {i - 1 for i, reason in reasons.items() if reason == "validation"} == set(drawn)
+    assert set(reasons.values()) == {"validation", "typiclust", "badge"}
+    models = project.read_models(path)
+    assert [model.labels for model in models] == [17, 34, 51, 68, 85]
+    assert [model.total for model in models] == [3, 6, 9, 12, 15]
+    assert rounds.training_rows(snapshot).tolist() == np.flatnonzero(batched & ~reserved).tolist()
+
+
+def test_a_pick_says_what_the_model_thought(tmp_path):
+    path = digits_project(tmp_path / "d", batch=20)
+    rounds.advance(path)
+    annotate(path)
+    rounds.advance(path)
+    snapshot = take_snapshot(path)
+    feature_ND = open_features(path, 1797)
+    train = rounds.training_rows(snapshot)
+    head = rounds.train_on(
+        snapshot, feature_ND, train, scale=rounds.feature_scale(feature_ND), seed=1
+    )
+    for item in clicks.next_items(path, "ann", 20):
+        pick = project.read_pick(path, item.id)
+        logit_1C, hidden_1H = head.outputs(feature_ND, np.array([item.id - 1]))
+        norm = GradientEmbedding.from_logits(logit_1C, hidden_1H).dense().norm()
+        probability, output = logit_1C.softmax(dim=1).max(dim=1)
+        assert pick.gradient_norm == pytest.approx(float(norm), rel=1e-3)
+        assert pick.confidence == pytest.approx(float(probability), rel=1e-3)
+        assert pick.predicted == int(output) + 1
+
+
+@pytest.mark.parametrize("strategy", ["margin", "coreset", "random"])
+def test_any_strategy_of_the_registry_chooses(tmp_path, strategy):
+    rounds.check_strategy(strategy)
+    path = digits_project(tmp_path / "d", strategy=strategy)
+    for _ in range(2):
+        rounds.advance(path)
+        annotate(path)
+    assert read_status(path).labelled == 40
+
+
+@pytest.mark.parametrize("strategy", ["bald", "albl", "bagde"])
+def test_a_strategy_that_cannot_be_used_is_refused(strategy):
+    with pytest.raises(InputError, match=r"pass another|did you mean"):
+        rounds.check_strategy(strategy)
+
+
+def test_a_small_source_is_labelled_to_its_end(tmp_path):
+    np.save(tmp_path / "x.npy", DIGITS.data[:45])
+    path = tmp_path / "p"
+    init_project(path, config_of(tmp_path / "x.npy", "features"), NAMES)
+    project.update_items(path, missing=[7])
+    while rounds.advance(path) is not None:
+        annotate(path)
+    status = read_status(path)
+    assert (status.labelled, status.waiting) == (44, 0)
+    assert project.read_models(path)[-1].labels == len(rounds.training_rows(take_snapshot(path)))
+
+
+def test_a_batch_chosen_while_another_waits_is_another(tmp_path):
+    path = digits_project(tmp_path / "d")
+    assert rounds.advance(path) == 1 and rounds.advance(path) == 2
+    assert project.count_waiting(path) == 40 and project.read_models(path) == []
+    annotate(path)
+    assert read_status(path).labelled == 40
+
+
+# --- labels in and out, audit, and the command line
+
+
+def test_imported_labels_count_and_conflicts_are_told(tmp_path):
+    path = digits_project(tmp_path / "d")
+    clicks.record_label(path, 1, 5, "ann", request="r")
+    table = tmp_path / "labels.csv"
+    table.write_text("item,label\n1,9\n2,1\n3,2\n3,4\n9999,1\n4,3\n4,3\n5,\n")
+    imported = import_labels(path, table)
+    assert (imported.added, imported.unknown) == (2, 1)
+    assert imported.conflicts == [
+        "3: 2 and 4 in labels.csv",
+        "item 1: 4 in the project, 9 in labels.csv",
+    ]
+    again = import_labels(path, table)
+    assert (again.added, again.known) == (0, 2)
+    assert clicks.undo(path, request="u").item == 1 and clicks.undo(path, request="v") is None
+    table.write_text("item,label\n2,cat\n")
+    with pytest.raises(InputError, match="are no classes of the project: cat; add them"):
+        import_labels(path, table)
+    table.write_text("file,label\n2,1\n")
+    with pytest.raises(InputError, match="has the columns file, label; expected label, and"):
+        import_labels(path, table)
+
+
+def test_imported_labels_of_the_reserve_wait_for_their_turn(tmp_path):
+    path = digits_project(tmp_path / "d")
+    table = tmp_path / "labels.csv"
+    lines = [f"{i + 1},{DIGITS.target[i]}" for i in range(400)]
+    table.write_text("item,label\n" + "\n".join(lines) + "\n")
+    import_labels(path, table)
+    snapshot = take_snapshot(path)
+    assert len(rounds.training_rows(snapshot)) == (~snapshot.reserved_N[:400]).sum()
+    assert not rounds.slice_mask(snapshot).any()
+    rounds.advance(path)
+    assert project.count_waiting(path) == 20  # those that come free are asked of nobody
+    annotate(path)
+    mask_N = rounds.slice_mask(take_snapshot(path))
+    reserve = np.flatnonzero(snapshot.reserved_N)
+    in_turn = reserve[snapshot.ticket_N[reserve].argsort()]
+    assert set(np.flatnonzero(mask_N)) == set(in_turn[: mask_N.sum()]) and mask_N.sum() >= 3
+
+
+def test_the_audit_finds_wrong_labels_and_leaves_validation_alone(tmp_path):
+    path = digits_project(tmp_path / "d", batch=150)
+    truth = DIGITS.target.copy()
+    rng = np.random.default_rng(0)
+    wrong = rng.random(1797) < 0.06
+    truth[wrong] = (truth[wrong] + 1 + rng.integers(9, size=wrong.sum())) % 10
+    for _ in range(2):
+        rounds.advance(path)
+        annotate(path, truth)
+    doubts, judged = find_doubts(path)
+    rows = rounds.training_rows(take_snapshot(path))
+    assert judged == len(rows)
+    assert {doubt.item - 1 for doubt in doubts} <= set(rows)
+    bad = {int(i) + 1 for i in rows if wrong[i]}
+    first = [doubt.item for doubt in doubts[: len(bad)]]
+    assert len(bad) > 8 and len(bad & set(first)) >= 0.75 * len(bad)
+    assert all(doubt.suggested_probability > doubt.label_probability for doubt in doubts)
+
+
+def test_what_is_exported_is_what_was_clicked(tmp_path):
+    path = digits_project(tmp_path / "d", overlap=2)
+    rounds.advance(path)
+    first, second, third = (item.id for item in clicks.next_items(path, "ann", 3))
+    clicks.record_label(path, first, 3, "ann", request="1", seconds=1.25)
+    clicks.record_label(path, first, 4, "bob", request="2", seconds=2.5)
+    clicks.record_label(path, second, 1, "ann", request="3")
+    clicks.record_cannot_tell(path, second, "bob", request="4")
+    clicks.record_cannot_tell(path, third, "ann", request="5")
+    rows = {row["item"]: row for row in export_rows(path)}
+    assert set(rows) == {first, second}
+    assert (rows[first]["label"], rows[first]["disputed"]) == ("3", True)  # the latest of two
+    assert rows[first]["annotators"] == {"ann": "2", "bob": "3"} and rows[first]["seconds"] == 2.5
+    assert rows[second]["annotators"] == {"ann": "0", "bob": "cannot tell"}
+    assert rows[second]["label"] == "0" and not rows[second]["disputed"]
+
+
+def test_the_command_line_from_a_folder_to_files(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in range(6, 40):
+        write_png(folder / f"{number}.png", number)
+    with open("known.csv", "w", newline="") as file:
+        rows = [[f"{number}.png", DIGITS.target[number]] for number in range(6, 30)]
+        csv.writer(file).writerows([["path", "label"], *rows])
+    init = ["label", "init", str(folder), "--classes", ",".join(NAMES)]
+    assert main([*init, "--import", "known.csv"]) == 0
+    printed = capsys.readouterr().out
+    assert "labels/images: 40 items added, 40 in all" in printed
+    assert "24 labels imported, 0 known" in printed
+    assert main([*init]) == 0 and "0 items added, 40 in all" in capsys.readouterr().out
+    assert main(["label", "advance", "labels/images"]) == 0
+    assert "items waiting" in capsys.readouterr().out
+    path = tmp_path / "labels" / "images"
+    item = clicks.next_items(path, "ann")[0]
+    clicks.record_label(path, item.id, 1, "ann", request="r")
+    assert main(["label", "undo", "labels/images"]) == 0
+    assert f"taken back: ann, {item.name}: 0" in capsys.readouterr().out
+    assert main(["label", "undo", "labels/images"]) == 0
+    assert "nothing to take back" in capsys.readouterr().out
+    assert main(["label", "status", "labels/images"]) == 0
+    printed = capsys.readouterr().out
+    assert "24 of 40 items labelled" in printed and "Too early for an accuracy" in printed
+    assert main(["label", "audit", "labels/images"]) == 0
+    assert "labels are doubted; not all of these are wrong" in capsys.readouterr().out
+    written = ["--csv", "a.csv", "--jsonl", "a.jsonl", "--folder", "out", "--model", "m.npz"]
+    assert main(["label", "export", "labels/images", *written]) == 0
+    with open("a.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["name"]: row["label"] for row in rows} == {
+        f"{number}.png": str(DIGITS.target[number]) for number in range(6, 30)
+    }
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert [json.loads(line)["item"] for line in lines] == [int(row["item"]) for row in rows]
+    copies = {
+        path.name.partition("-")[2]: path.parent.name for path in (tmp_path / "out").rglob("*.png")
+    }
+    assert copies == {row["name"]: row["label"] for row in rows}
+    with np.load("m.npz", allow_pickle=False) as weights:
+        assert weights["weight_2"].shape == (10, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["init", "nowhere"], "nowhere is not there; pass a folder of images, a table"),
+        (["init", "images", "--features", "hogg"], "features are 'hogg' but items are images"),
+        (["init", "images", "--strategy", "bagde"], "did you mean 'badge'"),
+        (["init", "images", "--validation", "1.5"], "share is 1.5; expected"),
+        (["init", "images", "--classes", "a\tb,c"], "class is 'a"),
+        (["init", "empty"], "empty has no images"),
+        (["init", "notes.txt"], "ends in .txt; expected a folder of images"),
+        (["status", "images"], "holds no project.sqlite"),
+        (["export", "images"], "nothing to write; pass --csv"),
+        (["audit", "images"], "holds no project.sqlite"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    folder, tmp_path, monkeypatch, capsys, arguments, expected
+):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("empty")
+    (tmp_path / "notes.txt").write_text("")
+    assert main(["label", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert expected in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert not (tmp_path / "labels").exists()
