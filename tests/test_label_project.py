@@ -322,14 +322,16 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
             for name in names
         ]
         try:
-            firsts = [process.stdout.readline() for process in processes]  # it has begun
+            firsts = [
+                [p.stdout.readline() for _ in range(4)] for p in processes
+            ]  # they are at work
             time.sleep(moments.uniform(0.1, 0.4))
         finally:
             for process in processes:
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGKILL)
         for name, process, first in zip(names, processes, firsts, strict=True):
-            said = [int(line) for line in [first, *process.communicate()[0].splitlines()] if line]
+            said = [int(line) for line in [*first, *process.communicate()[0].splitlines()] if line]
             assert process.returncode == -signal.SIGKILL and len(said) > 3
             kept = rows(
                 directory, "SELECT item, undone FROM label WHERE annotator = ? ORDER BY id", name

@@ -123,7 +123,7 @@ def test_make_run_is_the_command_the_readme_names():
 
 def test_the_scripts_of_make_bench_are_there():
     scripts = re.findall(r"benchmarks/\w+\.py", dry_run("bench"))
-    assert len(scripts) == 8
+    assert len(scripts) == 9
     assert all((ROOT / script).is_file() for script in scripts)
 
 
