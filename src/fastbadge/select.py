@@ -286,7 +286,7 @@ def compute_gradient_embedding(
 
 
 def select_from_arrays(
-    probabilities: ArrayLike,
+    probabilities: ArrayLike | None,
     features: ArrayLike | None,
     k: int,
     *,
@@ -306,7 +306,8 @@ def select_from_arrays(
     `np.load(path, mmap_mode="r")`. It changes no pick.
 
     Args:
-        probabilities: [N, C] predicted probabilities ([N] or [N, 1] for a binary model).
+        probabilities: [N, C] predicted probabilities ([N] or [N, 1] for a binary model); None where
+            the strategy reads none.
         features: [N, D], the input of the last layer; None where the strategy needs none.
         k: how many to choose.
         strategy: "badge" or another of `strategy_names()`.
@@ -335,10 +336,19 @@ def select_from_arrays(
     if "samples" in needs:
         raise InputError(f"strategy {strategy!r} runs the model's dropout; use select(model, ...)")
     draw = resolve_generator(seed, generator)
+    given = features if probabilities is None else probabilities
+    if given is None:
+        raise InputError("there are no rows to choose from; pass probabilities or features")
+    # In place of what is not read any that fits will do.
+    unread_N1 = np.broadcast_to(np.float32(1), (*np.shape(given)[:1], 1))
+    if probabilities is None:
+        if needs & {"gradients", "probabilities"}:
+            raise InputError(f"strategy {strategy!r} needs probabilities; pass the model's")
+        task, probabilities = None, unread_N1
     if features is None:
         if needs & {"gradients", "features"}:
             raise InputError(f"strategy {strategy!r} needs features; pass the last layer's inputs")
-        features = np.broadcast_to(np.float32(1), (*np.shape(probabilities)[:1], 1))
+        features = unread_N1
     mapped = any(isinstance(a, np.memmap | DenseWhenRead) for a in (probabilities, features))
     if not isinstance(probabilities, np.memmap):
         probabilities = as_tensor(probabilities, "probabilities")
