@@ -336,19 +336,16 @@ def select_from_arrays(
     if "samples" in needs:
         raise InputError(f"strategy {strategy!r} runs the model's dropout; use select(model, ...)")
     draw = resolve_generator(seed, generator)
-    given = features if probabilities is None else probabilities
-    if given is None:
-        raise InputError("there are no rows to choose from; pass probabilities or features")
-    # In place of what is not read any that fits will do.
-    unread_N1 = np.broadcast_to(np.float32(1), (*np.shape(given)[:1], 1))
-    if probabilities is None:
-        if needs & {"gradients", "probabilities"}:
-            raise InputError(f"strategy {strategy!r} needs probabilities; pass the model's")
-        task, probabilities = None, unread_N1
     if features is None:
+        if probabilities is None:
+            raise InputError("there are no rows to choose from; pass probabilities or features")
         if needs & {"gradients", "features"}:
             raise InputError(f"strategy {strategy!r} needs features; pass the last layer's inputs")
-        features = unread_N1
+        features = _unread(probabilities)
+    elif probabilities is None:
+        if needs & {"gradients", "probabilities"}:
+            raise InputError(f"strategy {strategy!r} needs probabilities; pass the model's")
+        task, probabilities = None, _unread(features)
     mapped = any(isinstance(a, np.memmap | DenseWhenRead) for a in (probabilities, features))
     if not isinstance(probabilities, np.memmap):
         probabilities = as_tensor(probabilities, "probabilities")
@@ -377,6 +374,11 @@ def select_from_arrays(
         view = replace(view, labeled=replace(see(known_L.sort().values), labels=label_L))
     view = replace(view, memory=memory if "memory" in needs else None, progress=wanted(progress))
     return _choose(registered, view, k, draw, position_N)
+
+
+def _unread(beside: ArrayLike) -> NDArray[np.float32]:
+    """In place of an array that the strategy does not read: one that fits beside the other."""
+    return np.broadcast_to(np.float32(1), (*np.shape(beside)[:1], 1))
 
 
 def _shard(job: Job, registered: Registered, model: nn.Module, N: int, step: int) -> Shard | None:
