@@ -331,3 +331,20 @@ def test_the_default_device_changes_no_pick(model, strategy):
             assert picked.device.type == "cpu" and picked.equal(expected)
         with pytest.warns(fb.MassExhaustedWarning):
             assert len(set(fb.kmeans_pp(zeros, 9, first="uniform", seed=0).tolist())) == 9
+
+
+def test_arrays_that_a_strategy_does_not_read_may_be_left_out():
+    features_ND = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    probs_NC = torch.rand(40, 2, generator=torch.Generator().manual_seed(1)).softmax(dim=1)
+    for strategy in ("coreset", "random"):
+        whole = fb.select_from_arrays(probs_NC, features_ND, 9, strategy=strategy, seed=3)
+        alone = fb.select_from_arrays(None, features_ND, 9, strategy=strategy, seed=3)
+        assert torch.equal(alone, whole)
+    with pytest.raises(
+        fb.InputError, match="strategy 'badge' needs probabilities; pass the model's"
+    ):
+        fb.select_from_arrays(None, features_ND, 9)
+    with pytest.raises(
+        fb.InputError, match="no rows to choose from; pass probabilities or features"
+    ):
+        fb.select_from_arrays(None, None, 9, strategy="random")

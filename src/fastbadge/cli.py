@@ -15,12 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import App, CycloptsError, Parameter, Token
 from rich.console import Console
 from rich.table import Table
 
-from fastbadge.errors import FastbadgeError, InputError
+from fastbadge.errors import FastbadgeError, InputError, RunError
 from fastbadge.gradients import Task
 
 if TYPE_CHECKING:
@@ -252,7 +251,6 @@ def paper(
         jobs: Processes. Default: as of run.
         dask: Address of the scheduler of a Dask cluster that computes instead; see run.
     """
-    from fastbadge.errors import RunError
     from fastbadge.files import write_whole
     from fastbadge.lab.configfile import FILE_NAME, as_toml
     from fastbadge.lab.paper import paper_grid, runs_in, setting_name
@@ -454,15 +452,9 @@ def select(
     if out is not None:
         check_not_input(out, (probabilities, features, labeled))
         check_new(out, force=force)
-    feature_ND = None if features is None else read_array(features)
-    if probabilities is not None:
-        prob_NC = read_array(probabilities)
-    else:  # the strategy reads none: any that fit will do
-        assert feature_ND is not None
-        task, prob_NC = None, np.broadcast_to(np.float32(1), (*feature_ND.shape[:1], 1))
     picked = select_from_arrays(
-        prob_NC,
-        feature_ND,
+        None if probabilities is None else read_array(probabilities),
+        None if features is None else read_array(features),
         k,
         strategy=strategy,
         labeled=None if labeled is None else read_positions(labeled),

@@ -286,7 +286,7 @@ def compute_gradient_embedding(
 
 
 def select_from_arrays(
-    probabilities: ArrayLike,
+    probabilities: ArrayLike | None,
     features: ArrayLike | None,
     k: int,
     *,
@@ -306,7 +306,8 @@ def select_from_arrays(
     `np.load(path, mmap_mode="r")`. It changes no pick.
 
     Args:
-        probabilities: [N, C] predicted probabilities ([N] or [N, 1] for a binary model).
+        probabilities: [N, C] predicted probabilities ([N] or [N, 1] for a binary model); None where
+            the strategy reads none.
         features: [N, D], the input of the last layer; None where the strategy needs none.
         k: how many to choose.
         strategy: "badge" or another of `strategy_names()`.
@@ -336,9 +337,15 @@ def select_from_arrays(
         raise InputError(f"strategy {strategy!r} runs the model's dropout; use select(model, ...)")
     draw = resolve_generator(seed, generator)
     if features is None:
+        if probabilities is None:
+            raise InputError("there are no rows to choose from; pass probabilities or features")
         if needs & {"gradients", "features"}:
             raise InputError(f"strategy {strategy!r} needs features; pass the last layer's inputs")
-        features = np.broadcast_to(np.float32(1), (*np.shape(probabilities)[:1], 1))
+        features = _unread(probabilities)
+    elif probabilities is None:
+        if needs & {"gradients", "probabilities"}:
+            raise InputError(f"strategy {strategy!r} needs probabilities; pass the model's")
+        task, probabilities = None, _unread(features)
     mapped = any(isinstance(a, np.memmap | DenseWhenRead) for a in (probabilities, features))
     if not isinstance(probabilities, np.memmap):
         probabilities = as_tensor(probabilities, "probabilities")
@@ -367,6 +374,11 @@ def select_from_arrays(
         view = replace(view, labeled=replace(see(known_L.sort().values), labels=label_L))
     view = replace(view, memory=memory if "memory" in needs else None, progress=wanted(progress))
     return _choose(registered, view, k, draw, position_N)
+
+
+def _unread(beside: ArrayLike) -> NDArray[np.float32]:
+    """In place of an array that the strategy does not read: one that fits beside the other."""
+    return np.broadcast_to(np.float32(1), (*np.shape(beside)[:1], 1))
 
 
 def _shard(job: Job, registered: Registered, model: nn.Module, N: int, step: int) -> Shard | None:

@@ -248,7 +248,8 @@ def short_name(name: str) -> str:
     'openml 6'
     """
     word, _, argument = name.partition(":")
-    if word in ("csv", "npz", "imagefolder"):
+    source = _SOURCES.get(word)
+    if source is not None and source.argument == "PATH":
         return Path(argument.partition(":")[0]).stem or name
     return name.replace(":", " ")
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from fastbadge.errors import InputError
+from fastbadge.lab.comparison import critical_t
 from fastbadge.lab.store import RoundRow
 
 _STEPS = 200  # of a curve between its first and last labels, where savings are tested
@@ -371,10 +371,10 @@ def _area(curve: Sequence[tuple[int, float]]) -> float:
 def _t_intervals(
     difference_TX: NDArray[Any], confidence: float
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """`_interval` of each column: its low and its high ends, [X] each."""
+    """Student's interval of each column's mean: its low and its high ends, [X] each."""
     difference_TX = difference_TX.round(12)  # equal accuracies, interpolated, differ by 1e-16
     trials, mean_X = len(difference_TX), difference_TX.mean(axis=0)
-    t = float(stdtrit(trials - 1, 0.5 + confidence / 2))
+    t = critical_t(trials, level=1 - confidence)
     margin_X = t * difference_TX.std(axis=0, ddof=1) / sqrt(trials)
     return mean_X - margin_X, mean_X + margin_X
 
@@ -396,8 +396,7 @@ def _stderr(values: Sequence[float]) -> float | None:
 
 
 def _interval(values: Sequence[float], confidence: float) -> tuple[float, float] | None:
-    stderr = _stderr(values)
-    if stderr is None:
+    if len(values) < 2:
         return None
-    margin = float(stdtrit(len(values) - 1, 0.5 + confidence / 2)) * stderr
-    return fmean(values) - margin, fmean(values) + margin
+    (low,), (high,) = _t_intervals(np.array(values)[:, None], confidence)
+    return float(low), float(high)

@@ -72,10 +72,7 @@ def read_csv(argument: str) -> Table:
                 f"{path}, line {line}: no class in column {header[position]!r}; remove the row, or "
                 "name the column of classes: csv:PATH:target=NAME"
             )
-    parts = []
-    for i, column in columns.items():
-        _check_nearly_numbers(column, lines, header[i], path)
-        parts.append(_encoded(column, f"{path}: column {header[i]!r}"))
+    parts = [_encoded(column, lines, header[i], path) for i, column in columns.items()]
     return table_of(parts, labels, f"{path}: column {header[position]!r}")
 
 
@@ -180,12 +177,10 @@ def _check_header(header: list[str], rows: list[list[str]], path: Path) -> None:
             )
 
 
-def _check_nearly_numbers(
+def _check_not_nearly_numbers(
     column: Sequence[str], lines: Sequence[int], name: str, path: Path
 ) -> None:
     """Refuse a stray text or inf among numbers, which would make a category of each of them."""
-    if _numbers(column) is not None:
-        return
     known = [i for i, cell in enumerate(column) if not _is_missing(cell)]
     odd = [i for i in known if not _is_number(column[i])]
     different = len({column[i] for i in known}) - len({column[i] for i in odd})
@@ -196,13 +191,16 @@ def _check_nearly_numbers(
         )
 
 
-def _encoded(column: Sequence[str], source: str) -> tuple[NDArray[np.float64], bool]:
+def _encoded(
+    column: Sequence[str], lines: Sequence[int], name: str, path: Path
+) -> tuple[NDArray[np.float64], bool]:
     """A column in numbers, and whether it was one of numbers."""
     number_N = _numbers(column)
     if number_N is not None:
         return number_N[:, None], True
+    _check_not_nearly_numbers(column, lines, name, path)
     texts = ["" if _is_missing(cell) else cell.strip() for cell in column]
-    return one_hot(np.array(texts), source), False
+    return one_hot(np.array(texts), f"{path}: column {name!r}"), False
 
 
 def _numbers(column: Sequence[str]) -> NDArray[np.float64] | None:

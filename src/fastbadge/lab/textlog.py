@@ -46,7 +46,7 @@ def run_classic(
     that were filled by the same calls are paired trial by trial.
 
     A call that is stopped, killed or out of disk space leaves its record beside the file, as
-    `results_badge.unfinished`. The same call then adds what is left of its trials, not as many
+    `results_badge.txt.unfinished`. The same call then adds what is left of its trials, not as many
     again: no finished round is computed twice, and no trial is missing or appended twice. The
     record is removed when its last trial is in the file.
 
