@@ -130,7 +130,7 @@ def test_a_file_left_by_a_run_killed_before_its_first_commit_is_taken_up(tmp_pat
 
 
 def test_nothing_is_left_half_created(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_now", lambda: 1 / 0)
+    monkeypatch.setattr(store, "now_utc", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # after the tables, before the commit
         open_run(tmp_path, CONFIG, data_digest="abc")
     monkeypatch.undo()

@@ -6,7 +6,9 @@ The caller says which kind of FastbadgeError its users expect and what they can 
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -41,10 +43,14 @@ class SQLiteFile:
             mode = "mode=rwc"
         elif os.access(path.parent, os.W_OK):
             mode = "mode=rw"  # readers too: the last to close a WAL file tidies up beside it
-        elif path.with_name(path.name + "-wal").exists():
+        elif not _beside(path, "-wal").exists():
+            mode = "immutable=1"  # else SQLite would need to write beside a WAL file to read it
+        elif _beside(path, "-shm").exists():
             mode = "mode=ro"
         else:
-            mode = "immutable=1"  # else SQLite would need to write beside a WAL file to read it
+            with _copy(path) as copied, self.connection(copied) as connection:
+                yield connection
+            return
         uri = f"{path.absolute().as_uri()}?{mode}"
         try:
             # Autocommit; transactions are begun in so many words.
@@ -91,7 +97,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full disk has ended it already
+            connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
 
@@ -104,3 +111,17 @@ def is_empty(connection: sqlite3.Connection) -> bool:
 def now_utc() -> str:
     """The time for a row, UTC, ISO 8601, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _copy(path: Path) -> Iterator[Path]:
+    """A file that a kill left in two, on a medium where SQLite cannot join them."""
+    with tempfile.TemporaryDirectory(prefix="fastbadge-") as directory:
+        copied = Path(directory) / path.name
+        for suffix in ("", "-wal"):
+            shutil.copyfile(_beside(path, suffix), _beside(copied, suffix))
+        yield copied
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

@@ -8,26 +8,23 @@ refused if they want to write. Rows are data; nothing in them is executed.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fastbadge.errors import InputError, RunError
 from fastbadge.lab.lock import held
 from fastbadge.lab.protocol import Config, as_text
+from fastbadge.sqlitefile import SQLiteFile, now_utc
 
 FILE_NAME = "run.sqlite"
 SCHEMA_VERSION = 1
 
 # STRICT: a text in a column of numbers is an error when written, not when plotted.
-_SCHEMA = """
+_TABLES = """
 CREATE TABLE run (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     config TEXT NOT NULL,         -- JSON, see protocol.Config
@@ -56,6 +53,9 @@ CREATE TABLE round (
     UNIQUE (strategy, trial, round)
 ) STRICT;
 """
+_FILE = SQLiteFile(
+    SCHEMA_VERSION, _TABLES, "record of a fastbadge run", "pass another run directory", RunError
+)
 _FIELDS = (
     "strategy, trial, round, labels, accuracy, loss, "
     "train_seconds, query_seconds, eval_seconds, picks, memory"
@@ -122,8 +122,8 @@ def read_run(directory: Path) -> Run:
     path = Path(directory) / FILE_NAME
     if not path.is_file():
         raise RunError(f"{directory} holds no {FILE_NAME}; expected the --out of a fastbadge run")
-    with _connection(path) as connection:
-        _check_schema(connection, path)
+    with _FILE.connection(path) as connection:
+        _FILE.check(connection, path)
         # One transaction, so that configuration and rows belong together.
         connection.execute("BEGIN")
         config = _read_config(connection, path)
@@ -178,15 +178,14 @@ def open_run(directory: Path, config: Config, *, data_digest: str) -> None:
     """
     path = Path(directory) / FILE_NAME
     _make(path.parent)
-    with _connection(path, create=True) as connection:
-        if not _is_empty(connection):
-            _check_schema(connection, path)  # before the first write
-        connection.execute("PRAGMA journal_mode = WAL")
-        with _transaction(connection):
-            if _is_empty(connection):  # asked again: two runs may start at the same moment
-                _create(connection, config, data_digest)
-            else:
-                _take_up(connection, path, config, data_digest)
+    with _FILE.creation(path) as (connection, new):
+        if new:
+            connection.execute(
+                "INSERT INTO run (id, config, data_digest, created) VALUES (1, ?, ?, ?)",
+                (config.to_json(), data_digest, now_utc()),
+            )
+        else:
+            _take_up(connection, path, config, data_digest)
 
 
 def record_environment(directory: Path, facts: dict[str, str]) -> int:
@@ -195,9 +194,9 @@ def record_environment(directory: Path, facts: dict[str, str]) -> int:
     Raises:
         RunError: the record cannot be written.
     """
-    with _connection(Path(directory) / FILE_NAME) as connection:
+    with _FILE.connection(Path(directory) / FILE_NAME) as connection:
         cursor = connection.execute(
-            "INSERT INTO environment (facts, started) VALUES (?, ?)", (json.dumps(facts), _now())
+            "INSERT INTO environment (facts, started) VALUES (?, ?)", (json.dumps(facts), now_utc())
         )
     assert cursor.lastrowid is not None
     return cursor.lastrowid
@@ -213,7 +212,7 @@ def record_round(directory: Path, row: RoundRow, environment_id: int) -> None:
         RunError: the record cannot be written.
     """
     values = asdict(row) | {"picks": json.dumps(row.picks), "environment": environment_id}
-    with _connection(Path(directory) / FILE_NAME) as connection:
+    with _FILE.connection(Path(directory) / FILE_NAME) as connection:
         connection.execute(
             f"INSERT INTO round ({_FIELDS}, environment) "
             f"VALUES ({', '.join('?' * len(values))}) ON CONFLICT DO NOTHING",
@@ -228,82 +227,6 @@ def _make(directory: Path) -> None:
         raise RunError(
             f"{directory} cannot be made a run directory: {error.strerror}; pass another --out"
         ) from error
-
-
-@contextmanager
-def _connection(path: Path, *, create: bool = False) -> Iterator[sqlite3.Connection]:
-    if create:
-        mode = "mode=rwc"
-    elif os.access(path.parent, os.W_OK):
-        mode = "mode=rw"  # readers too: the last to close a WAL file tidies up beside it
-    elif not _beside(path, "-wal").exists():
-        mode = "immutable=1"  # else SQLite would need to write beside a WAL file even to read it
-    elif _beside(path, "-shm").exists():
-        mode = "mode=ro"
-    else:
-        with _copy(path) as copied, _connection(copied) as connection:
-            yield connection
-        return
-    uri = f"{path.absolute().as_uri()}?{mode}"
-    try:
-        # Autocommit; transactions are begun in so many words.
-        opened = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
-        with closing(opened) as connection:
-            yield connection
-    except sqlite3.Error as error:
-        raise RunError(f"{path} cannot be used: {error}; pass another run directory") from error
-
-
-@contextmanager
-def _copy(path: Path) -> Iterator[Path]:
-    """A record that a kill left in two files, on a medium where SQLite cannot join them."""
-    with tempfile.TemporaryDirectory(prefix="fastbadge-") as directory:
-        copied = Path(directory) / path.name
-        for suffix in ("", "-wal"):
-            shutil.copyfile(_beside(path, suffix), _beside(copied, suffix))
-        yield copied
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        if connection.in_transaction:  # a full disk has ended it already
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    # A run killed before its first commit leaves a file without tables.
-    return connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
-
-
-def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise RunError(
-            f"{path} has schema version {version}; this fastbadge reads up to {SCHEMA_VERSION}; "
-            "install a newer one"
-        )
-    if version < 1:
-        raise RunError(f"{path} is no record of a fastbadge run; pass another run directory")
-
-
-def _create(connection: sqlite3.Connection, config: Config, data_digest: str) -> None:
-    for statement in _SCHEMA.split(";\n"):  # executescript would commit
-        connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute(
-        "INSERT INTO run (id, config, data_digest, created) VALUES (1, ?, ?, ?)",
-        (config.to_json(), data_digest, _now()),
-    )
 
 
 def _take_up(connection: sqlite3.Connection, path: Path, config: Config, data_digest: str) -> None:
@@ -367,7 +290,3 @@ def _row(values: tuple[Any, ...], config: Config) -> RoundRow:
     if not isinstance(json.loads(memory), dict):
         raise ValueError(f"memory is {memory!r}, no JSON object")
     return row
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
