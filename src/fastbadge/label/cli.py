@@ -135,6 +135,48 @@ def status(project: Path, /) -> None:
 
 
 @app.command
+def serve(
+    project: Path,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    open: bool = False,
+) -> None:
+    """Label in the browser: prints the address to open, and serves until Ctrl-C.
+
+    The address holds a token, which is kept in the project and stays the same; whoever has it may
+    label. Every click is saved when the page says so.
+
+    Args:
+        project: Directory of the project.
+        host: Where to listen. 0.0.0.0: also for other machines and telephones of the network, over
+            plain HTTP.
+        port: 0 for any that is free.
+        open: Open the address in the browser of this machine.
+    """
+    try:
+        from fastbadge.label.server import serve
+    except ImportError as error:
+        raise InputError(
+            f"the page needs packages that are not installed ({error}): "
+            "pip install 'fastbadge[label]'"
+        ) from error
+
+    def ready(address: str) -> None:
+        print(address, flush=True)
+        if open:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    try:
+        serve(project, host=host, port=port, ready=ready)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; every click is saved") from None
+
+
+@app.command
 def advance(project: Path, /) -> None:
     """Train on the labels there are and choose the next batch; the server does so by itself.
 

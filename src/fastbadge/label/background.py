@@ -1,0 +1,209 @@
+"""Rounds behind a server: a process of its own trains, chooses and counts while people click.
+
+A process rather than a thread, since training is hundreds of short steps that take turns with
+whoever wants the interpreter, and counting 100,000 items keeps it for a tenth of a second. It is
+told what to do by lines on its input and answers with lines of JSON; when its input ends, because
+the server has gone in whatever way, so does it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from threading import Condition, Thread
+from time import monotonic
+from typing import Any
+
+from fastbadge.errors import FastbadgeError
+from fastbadge.label.project import read_classes, read_disputes, read_item, read_status
+
+# Looked at again for what others did to the project: items added, labels imported.
+_RETRY_SECONDS = 30.0
+# Counting is a quarter of the time of its process at most, however large the project.
+_REST = 3.0
+_LEAST_REST_SECONDS = 0.5
+_MOST_DISPUTES = 50
+_MOST_CONFUSED = 5
+
+
+class Background:
+    """Chooses the next batch when asked for it, and counts again after each change.
+
+    All methods return at once and may be called from any thread.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.summary: dict[str, Any] | None = None  # see `summarise`; None until first counted
+        self.trouble = ""  # why the last try failed, in a line
+        self._wake = Condition()
+        self._wanted = self._closed = False
+        self._changes, self._counted = 1, 0
+        self._retry = 0.0
+        self._process: subprocess.Popen[str] | None = None
+
+    def want_batch(self) -> bool:
+        """Ask for another batch, as when too few items wait.
+
+        Returns:
+            Whether one is on its way; if not, there was nothing left to choose.
+        """
+        with self._wake:
+            if monotonic() >= self._retry:
+                self._wanted = True
+                self._wake.notify()
+            return self._wanted
+
+    @property
+    def choosing(self) -> bool:
+        """Whether a batch is on its way."""
+        return self._wanted
+
+    def note_change(self) -> None:
+        """Say that something was recorded, so that the numbers are others and a batch may be."""
+        with self._wake:
+            self._changes += 1
+            self._retry = 0.0
+            self._wake.notify()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """At work while the block runs; what is not finished then is not recorded."""
+        thread = Thread(target=self._work, name="fastbadge-rounds", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._closed = True
+                self._wake.notify()
+                if self._process is not None:
+                    self._process.terminate()
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(
+                    lambda: self._closed or self._wanted or self._changes > self._counted
+                )
+                if self._closed:
+                    break
+                self._start()
+                wanted, changes = self._wanted, self._changes
+            start = monotonic()
+            answer = self._ask("advance" if wanted else "count")
+            seconds = monotonic() - start
+            with self._wake:
+                # Whoever asked for a batch while one was chosen has it, or asks again.
+                self._wanted = self._wanted and not wanted
+                self._counted = changes
+                self.trouble = answer.get("error", "")
+                self.summary = answer.get("summary", self.summary)
+                if (wanted and answer.get("batch") is None) and changes == self._changes:
+                    self._retry = monotonic() + _RETRY_SECONDS
+                rest = _RETRY_SECONDS if self.trouble else _REST * seconds
+                self._wake.wait_for(
+                    lambda: self._closed or (self._wanted and not self.trouble),
+                    max(rest, _LEAST_REST_SECONDS),
+                )
+        if self._process is not None:
+            self._process.communicate()
+
+    def _start(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            # In a session of its own: Ctrl-C is for the server, which then ends this.
+            # -P: a torch.py in the directory of the call is not meant.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-W", "ignore", "-m", __name__, str(self.directory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                start_new_session=True,
+            )
+
+    def _ask(self, order: str) -> dict[str, Any]:
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(f"{order}\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError:
+            line = ""
+        if not line:
+            process.communicate()
+            return {"error": f"the process that trains ended with status {process.returncode}"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def summarise(directory: Path) -> dict[str, Any]:
+    """What the page shows of a project beside its items, for JSON.
+
+    Returns:
+        `status` and `numbers` as the classes of these names, but what is told by name, whose order
+        JavaScript would not keep, in lists: `classes` of name, labels and recall, `annotators` of
+        name and answers. Of the confusion matrix there are the largest counts as `confused`: true
+        class, predicted class, how often. And the first `disputes`: item, its name, who says what.
+    """
+    from fastbadge.label.numbers import read_numbers
+
+    status, numbers = asdict(read_status(directory)), asdict(read_numbers(directory))
+    recall = numbers.pop("recall")
+    names = list(recall)
+    confused = sorted(
+        (
+            (names[truth], names[guess], count)
+            for truth, row in enumerate(numbers.pop("confusion"))
+            for guess, count in enumerate(row)
+            if truth != guess and count > 1
+        ),
+        key=lambda each: -each[2],
+    )
+    classes = read_classes(directory)
+    disputes = [
+        {
+            "item": item,
+            "name": read_item(directory, item).name,
+            "answers": [(annotator, classes[label]) for annotator, label in answers.items()],
+        }
+        for item, answers in list(read_disputes(directory).items())[:_MOST_DISPUTES]
+    ]
+    return {
+        "classes": [
+            {"name": name, "labels": labels, "recall": recall.get(name)}
+            for name, labels in status.pop("per_class").items()
+        ],
+        "annotators": list(status.pop("per_annotator").items()),
+        "status": status,
+        "numbers": numbers,
+        "confused": confused[:_MOST_CONFUSED],
+        "disputes": disputes,
+    }
+
+
+def _answer(directory: Path, order: str) -> dict[str, Any]:
+    from fastbadge.label.rounds import advance
+
+    try:
+        batch = advance(directory) if order == "advance" else None
+        return {"batch": batch, "summary": summarise(directory)}
+    except FastbadgeError as error:
+        return {"error": str(error)}
+
+
+def main() -> None:
+    """Do as the lines of the input say until it ends."""
+    directory = Path(sys.argv[1])
+    for line in sys.stdin:
+        print(json.dumps(_answer(directory, line.strip())), flush=True)
+
+
+if __name__ == "__main__":
+    main()

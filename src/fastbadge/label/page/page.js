@@ -1,0 +1,493 @@
+// The page: a strip of items, some answered, one of them current. The strip grows at its end as the
+// server hands out items; answering moves on to the next one that has no answer. One item is shown,
+// or the twelve of the strip among which the current one is.
+
+import { Outbox, Refused, ask, uuid } from "./outbox.js";
+import { count, element, showNumbers } from "./numbers.js";
+
+const IN_HAND = 8; // items that are here before they are shown, the current one included
+const TILES = 12;
+const TINY_PIXELS = 96; // smaller images show their pixels
+const LEASE_SECONDS = 600;
+const RESERVED = "gstu";
+const $ = (id) => document.getElementById(id);
+
+let project = { name: "", kind: "images", overlap: 1, classes: [] };
+let annotator = remembered("fastbadge:annotator") || `annotator-${uuid().slice(0, 4)}`;
+let strip = []; // { item, answer: null or { kind, label } }
+let at = 0;
+let done = []; // what undo takes back: { entry, before }
+let grid = remembered("fastbadge:view") === "grid";
+let choosing = true;
+let summary = null;
+let shown = performance.now();
+let seen = Date.now(); // when the server last said that the items here are ours
+const images = new Map(); // by item: elements, so that what was fetched is there at once
+const timers = {};
+
+function remembered(key) {
+  try {
+    return localStorage.getItem(key);
+  } catch {
+    return null;
+  }
+}
+
+function remember(key, value) {
+  try {
+    localStorage.setItem(key, value);
+  } catch {
+    // Then it is forgotten with the page.
+  }
+}
+
+const current = () => strip[at];
+const wanted = () => (grid ? TILES : IN_HAND);
+const outbox = new Outbox({ n: wanted, answered, refused, changed: showConnection });
+const firstTile = () => at - (at % TILES);
+const isShown = (i) => (grid ? i >= firstTile() && i < firstTile() + TILES : i === at);
+const nameOf = (label) => project.classes.find(({ id }) => id === label)?.name ?? "";
+
+function inWords(answer) {
+  return answer.kind === "label" ? nameOf(answer.label) : answer.kind === "skip" ? "skipped" : "cannot tell";
+}
+
+// --- answers
+
+function answer(kind, label = null) {
+  const entry = current();
+  if (!entry) return;
+  const before = entry.answer;
+  if (before && before.kind === kind && before.label === label) return step(1);
+  const seconds = Math.round(performance.now() - shown) / 1000;
+  entry.answer = { kind, label };
+  done.push({ entry, before });
+  outbox.add("clicks", {
+    annotator, item: entry.item.id, kind, seconds, ...(kind === "label" ? { label } : {}),
+  });
+  goTo(firstOpen(at));
+}
+
+// The next item without an answer, on from i and then from the start; the end where there is none.
+function firstOpen(i) {
+  const later = strip.findIndex((entry, j) => j > i && !entry.answer);
+  if (later >= 0) return later;
+  const any = strip.findIndex((entry) => !entry.answer);
+  return any >= 0 ? any : strip.length;
+}
+
+function goTo(i) {
+  at = Math.max(0, Math.min(i, strip.length));
+  shown = performance.now();
+  render();
+}
+
+function step(by) {
+  if (by > 0 && !grid && current() && !current().answer) return answer("skip");
+  if (grid && at + by >= strip.length) return;
+  goTo(at + by);
+}
+
+function undo() {
+  const last = done.pop();
+  if (last) {
+    last.entry.answer = last.before;
+    const place = strip.indexOf(last.entry);
+    if (place >= 0) goTo(place);
+  }
+  outbox.add("undo", { annotator, expected: last?.entry.item.id });
+  say("Taking the latest click back.");
+}
+
+// --- what the server says
+
+function answered(entry, { items, choosing: more, undone }) {
+  const { item, kind, label, expected } = entry.body;
+  choosing = more;
+  if (entry.path === "undo") {
+    say(undone ? `Taken back: ${described(undone)}.` : "There is nothing to take back.");
+    if (undone && undone.id !== expected) {
+      strip.splice(at, 0, { item: undone, answer: null });
+      goTo(at);
+    }
+  } else {
+    const next = current();
+    const there = next && next.item.id !== item ? ` Now ${described(next.item)}.` : "";
+    say(`Saved: ${inWords({ kind, label })}.${there}`);
+    soon("numbers", readNumbers, 1);
+  }
+  merge(items);
+}
+
+function refused(entry, words) {
+  const broken = strip.find(({ item }) => item.id === entry.body.item);
+  if (broken) broken.answer = null;
+  done = done.filter((each) => each.entry !== broken);
+  show($("banner"), `Not saved: ${words}`);
+  render();
+}
+
+// The items that are ours now: new ones go to the end; those that were given to others, because they
+// lay here for too long, go, unless they are on the screen.
+function merge(items) {
+  seen = Date.now();
+  const given = new Set(items.map(({ id }) => id));
+  const focus = current();
+  strip = strip.filter((entry, i) => entry.answer || given.has(entry.item.id) || isShown(i));
+  at = focus ? strip.indexOf(focus) : strip.length;
+  const open = new Set(strip.filter(({ answer }) => !answer).map(({ item }) => item.id));
+  const away = outbox.items();
+  for (const item of items) {
+    if (!open.has(item.id) && !away.has(item.id)) strip.push({ item, answer: null });
+  }
+  if (!focus) goTo(firstOpen(at - 1));
+  else render();
+  soon("next", readNext, items.length >= wanted() ? 60 : choosing ? 0.6 : 5);
+}
+
+async function readNext() {
+  soon("next", readNext, 60);
+  if (outbox.size || document.hidden) return;
+  const before = outbox.sent;
+  try {
+    const answer = await ask("next", { annotator, n: wanted() });
+    if (outbox.sent !== before) return; // it may still hold what was answered since
+    choosing = answer.choosing;
+    merge(answer.items);
+    showConnection(null);
+  } catch (error) {
+    showConnection(error);
+    soon("next", readNext, 2);
+  }
+}
+
+async function readNumbers() {
+  soon("numbers", readNumbers, summary ? 10 : 1);
+  if (document.hidden) return;
+  try {
+    const answer = await ask("numbers");
+    if (answer.summary) {
+      summary = answer.summary;
+      showNumbers(summary, lookAgain);
+      showProgress();
+      if (!current()) renderStage();
+    }
+    if (answer.trouble) show($("banner"), `No further batch: ${answer.trouble}`);
+    else if ($("banner").textContent.startsWith("No further batch")) show($("banner"), "");
+  } catch {
+    // The banner tells it where it matters, with the next click.
+  }
+}
+
+async function lookAgain(id) {
+  try {
+    const item = await ask(`items/${id}`);
+    strip.splice(at, 0, { item, answer: null });
+    goTo(at);
+    $("stage").scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    showConnection(error);
+  }
+}
+
+function soon(name, run, seconds) {
+  clearTimeout(timers[name]);
+  timers[name] = setTimeout(run, 1000 * seconds);
+}
+
+// --- what is shown
+
+function show(box, words) {
+  box.textContent = words;
+  box.hidden = !words;
+}
+
+function say(words) {
+  $("live").textContent = words;
+}
+
+function showConnection(error) {
+  const waiting = outbox.size;
+  const clicks = waiting ? ` ${count(waiting)} ${waiting === 1 ? "click waits" : "clicks wait"} in this browser.` : "";
+  const words = !error
+    ? ""
+    : !(error instanceof Refused)
+      ? `Not connected.${clicks} Trying again.`
+      : error.status === 401
+        ? `No access any more: open the address that the server printed.${clicks}`
+        : error.status === 404
+          ? `Another project is served here now.${clicks}`
+          : `${error.message}.${clicks}`;
+  if (words || !/^(Not saved|No further)/.test($("banner").textContent)) show($("banner"), words);
+}
+
+function described({ name, text }) {
+  return project.kind === "texts" ? `text: ${text.slice(0, 300)}` : project.kind === "features" ? `row ${name}` : name;
+}
+
+function showProgress() {
+  const { items, missing, labelled, cannot_tell } = summary.status;
+  const answers = labelled + cannot_tell;
+  $("bar").max = Math.max(1, items - missing);
+  $("bar").value = answers;
+  $("progress").textContent = `${count(labelled)} of ${count(items - missing)} labelled`;
+}
+
+function render() {
+  renderStage();
+  const entry = current();
+  for (const button of $("classes").children) {
+    const chosen = entry?.answer?.kind === "label" && `${entry.answer.label}` === button.value;
+    button.setAttribute("aria-pressed", chosen);
+    button.disabled = !entry;
+  }
+  for (const id of ["skip", "cannot", "guess"]) $(id).disabled = !entry;
+  $("back").disabled = at === 0;
+  $("one").setAttribute("aria-pressed", !grid);
+  $("grid").setAttribute("aria-pressed", grid);
+  prefetch();
+}
+
+function renderStage() {
+  const stage = $("stage");
+  stage.className = grid && strip.length ? "tiles" : "one";
+  if (grid && strip.length) {
+    if (at === strip.length && at % TILES === 0) return stage.replaceChildren(empty());
+    const first = firstTile();
+    const held = document.activeElement?.dataset?.place;
+    stage.replaceChildren(...strip.slice(first, first + TILES).map((entry, i) => tile(entry, first + i)));
+    if (held !== undefined) stage.querySelector(`[data-place="${at}"]`)?.focus({ preventScroll: true });
+  } else {
+    stage.replaceChildren(...(current() ? single(current()) : [empty()]));
+  }
+}
+
+function* single({ item, answer }) {
+  yield content(item, true);
+  const line = element("p", { class: "under" }, element("bdi", { class: "name" }, title(item)));
+  if (answer) line.append(element("span", { class: "said" }, "Your answer: ", element("bdi", {}, inWords(answer))));
+  yield line;
+}
+
+function title(item) {
+  return project.kind === "images" ? item.name : `Row ${item.name}`;
+}
+
+function tile({ item, answer }, place) {
+  const label = `${described(item)}${answer ? `, ${inWords(answer)}` : ""}`;
+  const button = element("button", { type: "button", class: "tile", "data-place": place, "aria-label": label },
+    content(item, false), element("span", { class: "said" }, answer ? element("bdi", {}, inWords(answer)) : ""));
+  if (place === at) button.setAttribute("aria-current", "true");
+  if (answer) button.classList.add("answered");
+  button.addEventListener("click", () => goTo(place));
+  return button;
+}
+
+function content(item, whole) {
+  if (project.kind === "images") return image(item);
+  if (project.kind === "features") return element("p", { class: "row" }, `Row ${item.name}`);
+  const text = element(whole ? "div" : "span", { class: "text", dir: "auto" }, whole ? item.text : item.text.slice(0, 400));
+  if (whole) text.tabIndex = 0; // so that a long one scrolls by the keyboard
+  return text;
+}
+
+function image(item) {
+  let made = images.get(item.id);
+  if (!made) {
+    made = element("img", { src: `items/${item.id}/image`, alt: item.name, decoding: "async", draggable: "false" });
+    const fit = () => made.classList.toggle("tiny", Math.max(made.naturalWidth, made.naturalHeight) <= TINY_PIXELS);
+    made.addEventListener("load", fit);
+    made.addEventListener("error", () => {
+      const lost = element("p", { class: "lost" }, "This image cannot be shown: it has gone, or is none.");
+      made.replaceWith(lost);
+      images.delete(item.id);
+    });
+    images.set(item.id, made);
+  }
+  return made;
+}
+
+function prefetch() {
+  if (project.kind !== "images") return;
+  const near = strip.slice(Math.max(0, at - TILES), at + 2 * TILES).map(({ item }) => item);
+  const kept = new Set(near.map(({ id }) => id));
+  for (const id of images.keys()) if (!kept.has(id)) images.delete(id);
+  near.forEach(image);
+}
+
+function empty() {
+  const box = element("div", { class: "empty" });
+  const status = summary?.status;
+  if (choosing || !status) {
+    box.append(element("p", { class: "title" }, "Choosing what to ask next"),
+      element("p", {}, "The model learns from the answers so far. This takes a second or two."));
+  } else if (status.waiting && status.labelled + status.cannot_tell < status.items - status.missing) {
+    box.append(element("p", { class: "title" }, "Nothing for you at the moment"),
+      element("p", {}, `The ${count(status.waiting)} items that wait are with other annotators.`));
+  } else {
+    box.append(element("p", { class: "title" }, "All labelled"),
+      element("p", {}, `${count(status.labelled)} items have a label` +
+        (status.cannot_tell ? `, ${count(status.cannot_tell)} could not be told.` : ".")),
+      element("p", {}, "To have them in a file: ",
+        element("code", {}, `fastbadge label export PROJECT --csv labels.csv`)));
+  }
+  return box;
+}
+
+// A class that is called by a digit has that key; the others have what is left, in their order.
+function keysOf(classes) {
+  const digit = ({ name }) => (/^[0-9]$/.test(name) ? name : null);
+  const taken = new Set(classes.map(digit));
+  const free = [..."123456789abcdefghijklmnopqrstuvwxyz"].filter((key) => !taken.has(key) && !RESERVED.includes(key));
+  return classes.map((each) => digit(each) ?? free.shift());
+}
+
+function renderClasses() {
+  const keys = keysOf(project.classes);
+  $("classes").replaceChildren(...project.classes.map(({ id, name }, i) => {
+    const button = element("button", { type: "button", value: id, "aria-pressed": "false" });
+    if (keys[i]) {
+      button.dataset.key = keys[i];
+      button.setAttribute("aria-keyshortcuts", keys[i].toUpperCase());
+      button.append(element("kbd", {}, keys[i].toUpperCase()));
+    }
+    button.append(element("bdi", {}, name));
+    button.addEventListener("click", () => answer("label", id));
+    return button;
+  }));
+  render();
+}
+
+async function showGuess() {
+  const entry = current();
+  if (!entry) return;
+  try {
+    const guess = await ask(`items/${entry.item.id}/guess`);
+    const words = guess ? `${nameOf(guess.class)}, ${(100 * guess.confidence).toFixed(0)} % sure` : "none yet";
+    if (entry !== current()) return;
+    $("stage").querySelector(".guess")?.remove();
+    $("stage").append(element("p", { class: "guess" }, "The model's guess: ", element("bdi", {}, words)));
+    say(`The model's guess: ${words}.`);
+  } catch (error) {
+    showConnection(error);
+  }
+}
+
+// --- what people do
+
+function press(event) {
+  const letters = $("letters").checked;
+  const typing = event.target.matches("input:not([type=checkbox]), textarea, select");
+  if (event.isComposing || typing || $("keys").open) return;
+  const key = event.key.toLowerCase();
+  if ((event.ctrlKey || event.metaKey) && key === "z" && !event.shiftKey) {
+    event.preventDefault();
+    if (!event.repeat) undo();
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const act = arrow(key, event.repeat) ?? (letters && !event.repeat ? command(key) : null);
+  if (!act) return;
+  event.preventDefault();
+  act();
+}
+
+function arrow(key, repeat) {
+  const columns = grid ? getComputedStyle($("stage")).gridTemplateColumns.split(" ").length : 0;
+  if (key === "arrowleft") return () => at > 0 && goTo(at - 1);
+  if (key === "arrowright") return repeat && !grid ? null : () => step(1);
+  if (key === "arrowup" && grid) return () => at - columns >= firstTile() && goTo(at - columns);
+  if (key === "arrowdown" && grid) return () => isShown(at + columns) && step(columns);
+  return null;
+}
+
+function command(key) {
+  const button = [...$("classes").children].find(({ dataset }) => dataset.key === key);
+  if (button) return () => button.click();
+  const commands = { s: "skip", t: "cannot", "?": "cannot", u: "undo", g: "guess" };
+  return commands[key] ? () => $(commands[key]).click() : null;
+}
+
+async function rename() {
+  const name = $("annotator").value.trim();
+  if (!name || name === annotator) {
+    $("annotator").value = annotator;
+    return;
+  }
+  const before = annotator;
+  annotator = name;
+  remember("fastbadge:annotator", name);
+  strip = strip.filter(({ answer }) => answer);
+  done = [];
+  goTo(strip.length);
+  try {
+    await ask("release", { annotator: before });
+  } catch {
+    // Their items are free again in ten minutes.
+  }
+  readNext();
+}
+
+async function addClass(event) {
+  event.preventDefault();
+  try {
+    project.classes = await ask("classes", { name: $("name").value });
+    $("name").value = "";
+    renderClasses();
+    soon("numbers", readNumbers, 1);
+  } catch (error) {
+    if (error instanceof Refused && error.status === 400) show($("banner"), `Not added: ${error.message}`);
+    else showConnection(error);
+  }
+}
+
+function view(asGrid) {
+  grid = asGrid;
+  remember("fastbadge:view", grid ? "grid" : "one");
+  goTo(at);
+  readNext();
+}
+
+function back() {
+  if (document.hidden) return;
+  if (Date.now() - seen > 0.9 * 1000 * LEASE_SECONDS) {
+    // What lay here has gone to others: begin again behind what was answered.
+    strip = strip.filter(({ answer }) => answer);
+    goTo(strip.length);
+  }
+  readNext();
+  readNumbers();
+}
+
+async function open() {
+  try {
+    project = await ask("project");
+  } catch (error) {
+    showConnection(error);
+    return soon("open", open, 2);
+  }
+  document.title = `${project.name}: fastbadge label`;
+  $("project").textContent = project.name;
+  renderClasses();
+  await outbox.send();
+  readNext();
+  readNumbers();
+}
+
+$("annotator").value = annotator;
+remember("fastbadge:annotator", annotator);
+$("annotator").addEventListener("change", rename);
+$("letters").checked = remembered("fastbadge:letters") !== "off";
+$("letters").addEventListener("change", () => remember("fastbadge:letters", $("letters").checked ? "on" : "off"));
+$("adding").addEventListener("submit", addClass);
+$("one").addEventListener("click", () => view(false));
+$("grid").addEventListener("click", () => view(true));
+$("help").addEventListener("click", () => $("keys").showModal());
+$("back").addEventListener("click", () => goTo(at - 1));
+$("skip").addEventListener("click", () => answer("skip"));
+$("cannot").addEventListener("click", () => answer("cannot tell"));
+$("undo").addEventListener("click", undo);
+$("guess").addEventListener("click", showGuess);
+document.addEventListener("keydown", press);
+document.addEventListener("visibilitychange", back);
+open();
