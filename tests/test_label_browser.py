@@ -1,0 +1,279 @@
+"""The labelling page in Chromium: by keyboard, two at once, and with a server that dies."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastbadge.label.initialise import init_project
+from fastbadge.label.project import Config, read_items
+from fastbadge.label.schema import connected
+from test_report_browser import CHROMIUM, browser  # noqa: F401  (a fixture)
+
+pytest.importorskip("uvicorn", reason="the extra label is not installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (make browser)")
+
+CLASSES = ["dark", "light"]
+
+
+def project_of(folder, images):
+    """A project of grey squares, of which those with odd names are light."""
+    source = folder / "squares"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        grey = rng.integers(0, 90, (16, 16)) + (150 if i % 2 else 10)
+        Image.fromarray(grey.astype(np.uint8)).save(source / f"{i:03}.png")
+    config = Config(
+        kind="images", source=str(source), features="pixels", strategy="badge", batch=10, seed=0
+    )
+    directory = folder / "labels"
+    init_project(directory, config, ["dark", "light"])
+    return directory
+
+
+def start(directory, port=0):
+    """A server of its own process, and the address that it prints."""
+    command = [sys.executable, "-m", "fastbadge", "label", "serve", str(directory)]
+    server = subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in server.stdout:
+        if found := re.search(r"http://\S+", line):
+            return server, found[0]
+    raise AssertionError(server.stderr.read())
+
+
+@contextmanager
+def stopped(server):
+    try:
+        yield
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A project that several people label, one a test, and its address."""
+    directory = project_of(tmp_path_factory.mktemp("shared"), images=240)
+    server, url = start(directory)
+    with stopped(server):
+        yield directory, url
+
+
+@pytest.fixture
+def open_page(browser, shared):  # noqa: F811  (shared: pages are closed before servers)
+    """Opens an address in a browser of its own; afterwards nothing was said on any console."""
+    contexts, troubles = [], []
+
+    def open_(url, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.set_default_timeout(20_000)
+        page = context.new_page()
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto(url)
+        return page
+
+    open_.troubles = troubles
+    yield open_
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+def shown(page):
+    """The name of the item on the screen, once one is there."""
+    name = page.locator("#stage .name")
+    name.wait_for()
+    return name.inner_text()
+
+
+def truth(name):
+    return "light" if int(re.search(r"\d+", name)[0]) % 2 else "dark"
+
+
+def label_one(page):
+    """Answer the item on the screen with its key, rightly; its name."""
+    name = shown(page)
+    page.keyboard.press("2" if truth(name) == "light" else "1")
+    until(lambda: page.evaluate("document.querySelector('#stage .name')?.textContent") != name)
+    return name
+
+
+def until_saved(page):
+    keys = "Object.keys(localStorage).filter((key) => key.includes(':click:')).length"
+    until(lambda: page.evaluate(keys) == 0)
+
+
+def until(holds):
+    """Wait; not playwright's way, which the page's Content-Security-Policy forbids."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def annotator(page):
+    return page.locator("#annotator").input_value()
+
+
+def recorded(directory, *annotators):
+    """(name, class) of every answer of theirs that stands, in the order of the clicks."""
+    names = {item.id: item.name for item, _ in read_items(directory)}
+    with connected(directory) as connection:
+        rows = connection.execute(
+            "SELECT label.item, annotator, class.name FROM label LEFT JOIN class "
+            "ON class.id = label.class WHERE undone IS NULL ORDER BY label.id"
+        ).fetchall()
+    return [(names[item], label) for item, who, label in rows if who in annotators]
+
+
+def batches(directory):
+    with connected(directory) as connection:
+        return connection.execute("SELECT count(*) FROM batch").fetchone()[0]
+
+
+def test_thirty_items_by_the_keyboard_with_an_undo_and_a_reload(shared, open_page):
+    directory, url = shared
+    before = batches(directory)
+    page = open_page(url)
+    assert "token" not in page.url
+    done = [label_one(page) for _ in range(15)]
+    page.keyboard.press("u")
+    page.get_by_text("Taken back").wait_for(state="attached")
+    assert shown(page) == done[-1]  # it is there again
+    until_saved(page)
+    page.reload()
+    assert shown(page) == done.pop()
+    while len(done) < 30:
+        done.append(label_one(page))
+    until_saved(page)
+    assert len(set(done)) == 30
+    assert recorded(directory, annotator(page)) == [(name, truth(name)) for name in done]
+    assert batches(directory) >= before + 2  # they came while it went on
+
+
+def test_two_browsers_never_have_the_same_item(shared, open_page):
+    directory, url = shared
+    pages = [open_page(url), open_page(url)]
+    done = [label_one(page) for _ in range(8) for page in pages]
+    for page in pages:
+        until_saved(page)
+    people = [annotator(page) for page in pages]
+    assert len(set(people)) == 2
+    assert len(set(done)) == len(done)
+    assert sorted(recorded(directory, *people)) == sorted((name, truth(name)) for name in done)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_telephone(shared, open_page, tmp_path, scheme):
+    directory, url = shared
+    page = open_page(
+        url, viewport={"width": 360, "height": 740}, has_touch=True, color_scheme=scheme
+    )
+    name = shown(page)
+    page.locator("#classes").get_by_role("button", name=truth(name)).tap()
+    until_saved(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for button in page.locator("#classes button, .actions button").all():
+        assert button.bounding_box()["height"] >= 40
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    bright = max(map(int, re.findall(r"\d+", background)[:3])) > 128
+    assert bright == (scheme == "light")
+    assert page.screenshot(path=tmp_path / "phone.png").startswith(b"\x89PNG")
+    assert recorded(directory, annotator(page)) == [(name, truth(name))]
+
+
+def test_the_guess_is_shown_to_those_who_ask(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    first = label_one(page)
+    assert page.get_by_text("The model's guess:").count() == 0
+    name = shown(page)
+    page.keyboard.press("g")
+    page.get_by_text("The model's guess:").first.wait_for()
+    page.keyboard.press("s")  # skipped: it comes again behind the others
+    until(lambda: shown(page) != name)
+    until_saved(page)
+    assert recorded(directory, annotator(page)) == [(first, truth(first)), (name, None)]
+
+
+def test_the_grid_is_labelled_with_arrows_and_keys(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    shown(page)
+    page.get_by_role("button", name="Grid").click()
+    page.locator(".tile").nth(7).wait_for()
+    here = page.locator(".tile[aria-current]")
+    first = here.get_attribute("aria-label")
+    page.keyboard.press("ArrowRight")
+    second = here.get_attribute("aria-label")
+    assert first == page.locator(".tile").first.get_attribute("aria-label") != second
+    page.keyboard.press("2" if truth(second) == "light" else "1")
+    until_saved(page)
+    assert recorded(directory, annotator(page)) == [(second, truth(second))]
+
+
+def test_a_server_that_dies_under_the_page_loses_no_click(tmp_path, open_page):
+    directory = project_of(tmp_path, images=40)
+    server, url = start(directory)
+    with stopped(server):
+        page = open_page(url)
+        done = [label_one(page) for _ in range(3)]
+        until_saved(page)
+        server.kill()
+        server.wait()
+    done += [label_one(page) for _ in range(3)]
+    page.get_by_text("Not connected. 3 clicks wait in this browser.").wait_for()
+    assert len(recorded(directory, annotator(page))) == 3
+    server, _ = start(directory, port=int(re.search(r":(\d+)/", url)[1]))
+    with stopped(server):
+        until_saved(page)
+        page.get_by_text("Not connected").wait_for(state="hidden")
+        done.append(label_one(page))
+        until_saved(page)
+        who = annotator(page)
+        page.context.close()
+    assert recorded(directory, who) == [(name, truth(name)) for name in done]
+    # Chromium itself says on the console that nobody answered.
+    assert all("ERR_CONNECTION_REFUSED" in line for line in open_page.troubles)
+    open_page.troubles.clear()
+
+
+def test_what_a_text_or_a_name_contains_is_never_markup(tmp_path, open_page):
+    markup = '<img src=x onerror="alert(1)"><b>bold</b> & "quoted"'
+    table = tmp_path / "texts.csv"
+    rows = "".join('"{}, {}"\n'.format(markup.replace('"', '""'), i) for i in range(20))
+    table.write_text(f"text\n{rows}", encoding="utf-8")
+    config = Config(kind="texts", source=str(table), text_column="text", features="tfidf", batch=10)
+    directory = tmp_path / "labels"
+    init_project(directory, config, ["<i>one</i>", "a\"b'&c"])
+    server, url = start(directory)
+    with stopped(server):
+        page = open_page(url)
+        page.get_by_text(markup).wait_for()
+        page.get_by_role("button", name="<i>one</i>").click()
+        until_saved(page)
+        page.get_by_text("1 of 20 labelled").wait_for()
+        assert page.locator("main img, main b, main i, aside i").count() == 0
+        ((_, label),) = recorded(directory, annotator(page))
+        page.context.close()
+    assert label == "<i>one</i>"
+
+
+def test_a_stop_ends_in_one_line(tmp_path):
+    server, url = start(project_of(tmp_path, images=20))
+    assert url.startswith("http://127.0.0.1:")
+    server.send_signal(signal.SIGINT)
+    out, err = server.communicate(timeout=30)
+    assert server.returncode in (0, 130)
+    assert "Traceback" not in out + err
