@@ -292,7 +292,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"port is {port}; expected 0 (any that is free) to 65535")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
+        made = socket.create_server(address[:2], family=family)
+        # Says that it is TCP, else asyncio does not switch off the delay of small packets: 40 ms.
+        return socket.socket(family, made.type, socket.IPPROTO_TCP, fileno=made.detach())
     except (OSError, UnicodeError) as error:
         # create_server adds the address once more to the text of an error with a number.
         number = getattr(error, "errno", None) or 0
