@@ -45,6 +45,10 @@ class Browser:
             self.cookie = answer.headers["Set-Cookie"].partition(";")[0]
             self.base = answer.headers["Location"]
 
+    def close(self) -> None:
+        """Give the connection up."""
+        self.connection.close()
+
     def get(self, path: str) -> bytes:
         """What lies at a path below the project's key."""
         return self._asked("GET", path, None)
@@ -318,19 +322,19 @@ def bombard(
     Raises:
         AssertionError: an error of the server, something from outside the pool, a broken file.
     """
-    draw, browser = random.Random(seed), Browser(address)
-    inside = [SECRET, b"SQLite format", browser.cookie.partition("=")[2].encode()]
+    draw = random.Random(seed)
     statuses: dict[str, int] = {}
-    for _ in range(requests):
-        request = random_request(draw, browser)
-        answer = answer_to(browser.host, request)
-        answer = answer.removeprefix(b"HTTP/1.1 100 \r\n\r\n")
-        status = answer[9:12].decode() or "closed"
-        statuses[status] = statuses.get(status, 0) + 1
-        assert not status.startswith("5"), (request, answer)
-        assert not any(secret in answer for secret in inside), (request, answer)
-        seen(request, answer)
-    assert Browser(address).ask("project")["kind"] == "images"
+    with closing(Browser(address)) as browser:
+        inside = [SECRET, b"SQLite format", browser.cookie.partition("=")[2].encode()]
+        for _ in range(requests):
+            request = random_request(draw, browser)
+            answer = answer_to(browser.host, request).removeprefix(b"HTTP/1.1 100 \r\n\r\n")
+            status = answer[9:12].decode() or "closed"
+            statuses[status] = statuses.get(status, 0) + 1
+            assert not status.startswith("5"), (request, answer)
+            assert not any(secret in answer for secret in inside), (request, answer)
+            seen(request, answer)
+        assert browser.ask("project")["kind"] == "images"
     with closing(sqlite3.connect(directory / "project.sqlite")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     return dict(sorted(statuses.items()))

@@ -348,7 +348,7 @@ def _asset(path: str, name: str, kind: str) -> Route:
 
 
 def _json(answer: Callable[..., Any], *arguments: Any) -> Response:
-    """What was answered, as JSON in ASCII: half a character, such as a text may hold, passes."""
+    """What was answered, as JSON unless it is a response already."""
     value = answer(*arguments)
     if isinstance(value, Response):
         return value
@@ -359,8 +359,7 @@ def _refuse(_: Request, error: Exception) -> Response:
     """Any error on purpose, in one line."""
     if isinstance(error, HTTPException):
         return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
-    words = f"{error}\n".encode(errors="backslashreplace")
-    return PlainTextResponse(words, 500 if isinstance(error, ProjectError) else 400)
+    return PlainTextResponse(f"{error}\n", 500 if isinstance(error, ProjectError) else 400)
 
 
 def _shown(item: project.Item) -> dict[str, Any]:
