@@ -1,14 +1,19 @@
 """Labelling with a simulated annotator, the time of a round, and reading 100,000 images.
 
-    python benchmarks/label.py [labels|features|round|images ...] [--seeds 0 1] [--data-dir DIR]
+    python benchmarks/label.py [labels|features|round|images|clicks|requests ...] [--seeds 0 1]
+        [--http] [--data-dir DIR]
 
 `labels`: a simulated annotator answers with MNIST's true labels through the functions that the
 server calls, pixels and the default head, until the model reaches 90 % on the official test set:
 BADGE against random batches, validation labels counted for both. In each round, does the interval
 that the page would show contain the accuracy on the test set? `features`: the same with BADGE on
 histograms of gradients and a linear head. `round`: training and a query of 20 from 50,000 x 768.
-`images`: `init` of 100,000 PNG files, beside reading and decoding them and nothing else. What is
-not asked for keeps its figures.
+`images`: `init` of 100,000 PNG files, beside reading and decoding them and nothing else, and how
+long the page of that project takes to open. `clicks`: from a click to having the next items, at the
+server of 50,000 x 768, while it trains and while it does not. `requests`: 10,000 random ones; a
+server's error, something from outside the pool or a broken file ends the program. With --http the
+annotator of `labels` and `features` speaks to the server as the page does. What is not asked for
+keeps its figures.
 """
 
 from __future__ import annotations
@@ -18,6 +23,9 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Generator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,6 +44,14 @@ from fastbadge.label.head import Head
 from fastbadge.label.initialise import init_project
 from fastbadge.label.numbers import LEAST_SLICE, wilson
 from fastbadge.label.schema import kept_open
+from label_server import (
+    bombard,
+    label_by_http,
+    make_target,
+    server,
+    time_of_clicks,
+    time_to_open,
+)
 
 RESULTS = Path(__file__).parent / "results"
 GOAL = 0.9
@@ -46,6 +62,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "badge, hog": {"strategy": "badge", "features": "hog"},
     "badge, linear": {"strategy": "badge", "hidden": 0},
 }
+HTTP = ", http"
 
 
 def mnist(data_dir: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -71,7 +88,23 @@ def as_file(image: NDArray[np.uint8]) -> bytes:
         return file.read()
 
 
-def label(name: str, seed: int, data_dir: Path, folder: Path) -> dict[str, Any]:
+def label_here(directory: Path, truth_N: NDArray[np.int64]) -> Generator[int, None, None]:
+    """Answer whatever a round asks; yields how many labels there are, after each round."""
+    labels = 0
+    with kept_open(directory):
+        while True:
+            rounds.advance(directory)
+            yield labels
+            while items := clicks.next_items(directory, "simulated", 20):
+                for item in items:
+                    labels += 1
+                    answer = int(truth_N[item.id - 1]) + 1
+                    clicks.record_label(
+                        directory, item.id, answer, "simulated", request=str(labels)
+                    )
+
+
+def label(name: str, seed: int, data_dir: Path, folder: Path, http: bool) -> dict[str, Any]:
     """Label until the goal is reached; what each round showed."""
     settings = dict(SETTINGS[name])
     kind = settings.pop("features", "pixels")
@@ -88,36 +121,31 @@ def label(name: str, seed: int, data_dir: Path, folder: Path) -> dict[str, Any]:
     )
     init_project(directory, config, [str(c) for c in range(10)])
     shown: list[dict[str, Any]] = []
-    labels = 0
-    with kept_open(directory):
-        for _ in range(ROUNDS):
-            rounds.advance(directory)
+    loop = label_by_http if http else label_here
+    with closing(loop(directory, truth_N)) as rounds_of_labels:
+        for labels in islice(rounds_of_labels, ROUNDS):
             weights = project.read_weights(directory)
-            if weights is not None:
-                logit_MC, _ = head_of(weights).outputs(feature_MD, np.arange(len(truth_M)))
-                accuracy = float((logit_MC.argmax(dim=1).numpy() == truth_M).mean())
-                model = project.read_models(directory)[-1]
-                rate = wilson(model.correct, model.total)
-                shown.append(
-                    {
-                        "labels": labels,
-                        "test_accuracy": accuracy,
-                        "slice": model.total,
-                        "inside": rate.low <= accuracy <= rate.high,
-                        "seconds": model.seconds,
-                    }
-                )
-                if accuracy >= GOAL:
-                    break
-            while items := clicks.next_items(directory, "simulated", 20):
-                for item in items:
-                    labels += 1
-                    answer = int(truth_N[item.id - 1]) + 1
-                    clicks.record_label(
-                        directory, item.id, answer, "simulated", request=str(labels)
-                    )
+            if weights is None:
+                continue
+            logit_MC, _ = head_of(weights).outputs(feature_MD, np.arange(len(truth_M)))
+            accuracy = float((logit_MC.argmax(dim=1).numpy() == truth_M).mean())
+            model = project.read_models(directory)[-1]
+            rate = wilson(model.correct, model.total)
+            shown.append(
+                {
+                    "labels": labels,
+                    "test_accuracy": accuracy,
+                    "slice": model.total,
+                    "inside": rate.low <= accuracy <= rate.high,
+                    "seconds": model.seconds,
+                }
+            )
+            if accuracy >= GOAL:
+                break
     reached = shown[-1]["test_accuracy"] >= GOAL
-    return {"setting": name, "seed": seed, "labels": labels if reached else None, "rounds": shown}
+    setting = name + HTTP if http else name
+    labels_at_goal = shown[-1]["labels"] if reached else None
+    return {"setting": setting, "seed": seed, "labels": labels_at_goal, "rounds": shown}
 
 
 def head_of(weights: project.Arrays) -> Head:
@@ -127,8 +155,9 @@ def head_of(weights: project.Arrays) -> Head:
     return Head(mean_D, scale_D, tuple(tensors.values()))
 
 
-def time_of_round(folder: Path, labels: int = 500) -> dict[str, float]:
-    """Seconds of `advance` with so many labels, three times: 50,000 x 768, batches of 20."""
+def wide_project(folder: Path, labels: int = 500) -> tuple[Path, NDArray[np.int64]]:
+    """A project of 50,000 x 768 in batches of 20 with so many labels, and the true classes."""
+    folder.mkdir()
     draw = np.random.default_rng(0)
     centre_CD = draw.normal(size=(10, 768)).astype(np.float32)
     truth_N = draw.integers(10, size=50_000)
@@ -142,6 +171,12 @@ def time_of_round(folder: Path, labels: int = 500) -> dict[str, float]:
     for item in range(1, labels + 1):
         answer = int(truth_N[item - 1]) + 1
         clicks.record_label(directory, item, answer, "simulated", request=str(item))
+    return directory, truth_N
+
+
+def time_of_round(folder: Path) -> dict[str, float]:
+    """Seconds of `advance` with 500 labels, three times."""
+    directory, _ = wide_project(folder)
     seconds = []
     with kept_open(directory):
         for _ in range(4):
@@ -187,16 +222,19 @@ def read_images(folder: Path, data_dir: Path, count: int = 100_000) -> dict[str,
         added, seconds, peak_mb, before_mb = map(float, answer.split())
         assert added == count
         figures[kind] = {"seconds": seconds, "peak_mb": peak_mb, "before_mb": before_mb}
-    return figures
+    return figures | {"page": time_to_open(folder / "pixels")}
+
+
+def place(setting: str) -> tuple[bool, int]:
+    """Where a setting stands in the record: as in the table, those by HTTP behind."""
+    return setting.endswith(HTTP), list(SETTINGS).index(setting.removesuffix(HTTP))
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Labels to the goal of each setting, its ratio to random's, and how often intervals cover."""
     figures: dict[str, Any] = {}
-    for name in SETTINGS:
+    for name in sorted({run["setting"] for run in runs}, key=place):
         mine = [run for run in runs if run["setting"] == name]
-        if not mine:
-            continue
         rows = [row for run in mine for row in run["rounds"]]
         shown = [row for row in rows if row["slice"] >= LEAST_SLICE]
         figures[name] = {
@@ -206,10 +244,11 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "rounds": len(rows),
             "rounds_shown": len(shown),
         }
-    base = figures.get("random", {}).get("labels", [])
     for name, figure in figures.items():
+        rival = "random" + HTTP if name.endswith(HTTP) else "random"
+        base = figures.get(rival, {}).get("labels", [])
         pairs = [(a, b) for a, b in zip(figure["labels"], base, strict=False) if a and b]
-        if name != "random" and pairs:
+        if name != rival and pairs:
             figure["share_of_random"] = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
     return figures
 
@@ -217,10 +256,12 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = ("labels", "features", "round", "images")
+    parts = ("labels", "features", "round", "images", "clicks", "requests")
     parser.add_argument("parts", nargs="*", default=parts, help=f"of {', '.join(parts)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS)
+    parser.add_argument("--http", action="store_true")
+    parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/mnist"))
     arguments = parser.parse_args()
     runs: list[dict[str, Any]] = []
@@ -234,19 +275,25 @@ def main() -> None:
         folder = Path(temporary)
         for seed in arguments.seeds if chosen else ():
             for name in chosen:
-                run = label(name, seed, arguments.data_dir, folder)
+                run = label(name, seed, arguments.data_dir, folder, arguments.http)
                 runs.append(run)
                 last = run["rounds"][-1]
                 print(f"{name}, seed {seed}: {run['labels']} labels, {last}", flush=True)
         if "round" in arguments.parts:
-            figures["round"] = time_of_round(folder)
+            figures["round"] = time_of_round(folder / "round")
         if "images" in arguments.parts:
             figures["images"] = read_images(folder, arguments.data_dir)
+        if "clicks" in arguments.parts:
+            figures["clicks"] = time_of_clicks(*wide_project(folder / "clicks"))
+        if "requests" in arguments.parts:
+            target = make_target(folder / "requests")
+            with server(target) as address:
+                figures["requests"] = bombard(target, address, arguments.requests, seed=0)
     path = RESULTS / "label.json"
     record = json.loads(path.read_text()) if path.exists() else {"runs": []}
     new = {(run["setting"], run["seed"]) for run in runs}
     runs += [run for run in record["runs"] if (run["setting"], run["seed"]) not in new]
-    runs.sort(key=lambda run: (list(SETTINGS).index(run["setting"]), run["seed"]))
+    runs.sort(key=lambda run: (place(run["setting"]), run["seed"]))
     environment = describe_environment(LabConfig(threads=1))
     record |= figures | {"environment": environment, "summary": summary(runs), "runs": runs}
     print(json.dumps({k: v for k, v in record.items() if k != "runs"}, indent=2))

@@ -1,0 +1,708 @@
+"""The labelling server over real sockets: what it answers, and what it does not let anybody do."""
+
+import http.client
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, contextmanager
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from fastbadge.errors import InputError, ProjectError
+from fastbadge.label import background, guard, project, server
+from fastbadge.label.background import Background
+from fastbadge.label.initialise import init_project
+from fastbadge.label.project import Config, Found, Pick
+
+PAGE = Path(server.__file__).parent / "page"
+NAMES = count()
+
+
+class Client:
+    """Requests to one server; whatever headers are passed replace those of the page."""
+
+    def __init__(self, address):
+        self.host, _, query = address.removeprefix("http://").partition("/?")
+        self.token = query.removeprefix("token=")
+        self.cookie = self.base = ""
+        answer = self.send("GET", "/?" + query)
+        assert answer.status == 303
+        self.cookie = answer.headers["Set-Cookie"].partition(";")[0]
+        self.base = answer.headers["Location"]
+
+    def send(self, method, path, body=None, **headers):
+        """Any request; headers given as None are left out, lists are repeated."""
+        usual = {"Host": self.host, "Cookie": self.cookie}
+        if method not in ("GET", "HEAD"):
+            usual |= {"Origin": f"http://{self.host}", "Content-Type": "application/json"}
+        given = usual | {name.replace("_", "-"): value for name, value in headers.items()}
+        chunked = given.get("Transfer-Encoding") == "chunked"
+        with closing(http.client.HTTPConnection(self.host, timeout=20)) as connection:
+            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+            for name, value in given.items():
+                for each in value if isinstance(value, list) else [value]:
+                    if each is not None:
+                        connection.putheader(name, each)
+            if isinstance(body, bytes) and not chunked and "Content-Length" not in given:
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body, encode_chunked=chunked)
+            answer = connection.getresponse()
+            answer.body = answer.read()
+        return answer
+
+    def get(self, path, **headers):
+        return self.send("GET", self.base + path, **headers)
+
+    def post(self, path, body, **headers):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.send("POST", self.base + path, body, **headers)
+
+    def ask(self, path, body=None):
+        answer = self.get(path) if body is None else self.post(path, body)
+        assert answer.status == 200, answer.body
+        assert answer.headers["Content-Type"] == "application/json"
+        return json.loads(answer.body)
+
+    def click(self, item, annotator="ann", kind="label", n=1, **more):
+        body = {"item": item, "annotator": annotator, "kind": kind, "n": n, "request": name()}
+        return self.ask("clicks", body | ({"label": 1} if kind == "label" else {}) | more)
+
+    def next(self, annotator, n=3):
+        return [item["id"] for item in self.ask("next", {"annotator": annotator, "n": n})["items"]]
+
+
+def name():
+    return f"request {next(NAMES)}"
+
+
+@contextmanager
+def served(directory, behind=None):
+    """A server in a thread; its rounds stand still unless a background is passed."""
+    listener = server.listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    token = guard.project_token(directory)
+    hosts = server.hosts_of("127.0.0.1", port)
+    app = server.create_app(directory, behind or Background(directory), token=token, hosts=hosts)
+    uvicorn = server.create_server(app)
+    thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield Client(f"http://127.0.0.1:{port}/?token={token}")
+    finally:
+        uvicorn.should_exit = True
+        thread.join()
+
+
+def texts(directory, items=20, batch=10, **changes):
+    """A project of texts whose first items make a batch."""
+    config = Config(kind="texts", source="/data/t.csv", features="tfidf", text_column="text")
+    settings = {field: getattr(config, field) for field in config.__slots__} | changes
+    project.create_project(directory, Config(**settings), ["cat", "dog"])
+    found = [Found(f"{i:064x}", str(i), f"text {i}") for i in range(items)]
+    project.add_items(directory, found, first=1)
+    picks = [Pick(item, "validation", 1.5, 2, 0.75) for item in range(1, batch + 1)]
+    project.record_round(directory, picks, strategy="badge", seed=0, model=None, after=0)
+    return directory
+
+
+def rows(directory, query):
+    with closing(sqlite3.connect(directory / "project.sqlite")) as connection:
+        return connection.execute(query).fetchall()
+
+
+def load(file, monkeypatch):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, file.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def is_one_line(body):
+    return body.endswith(b"\n") and body.count(b"\n") == 1 and len(body) > 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of all kinds under wrong names, a link to the outside, and what is no image."""
+    folder = tmp_path_factory.mktemp("served")
+    source = folder / "images"
+    source.mkdir()
+    for i, kind in enumerate(["png", "jpeg", "gif", "bmp", "webp"]):
+        Image.new("RGB", (4, 4), (40 * i, 0, 0)).save(source / f"{i}.png", kind)
+    for i in range(5, 10):
+        Image.new("RGB", (4, 4), (0, 20 * i, 0)).save(source / f"{i}.png")
+    (folder / "secret.png").write_bytes(b"\x89PNG\r\n\x1a\nsecret")
+    config = Config(kind="images", source=str(source), features="pixels")
+    init_project(folder / "p", config, ["a", "b"])
+    for i, becomes in [
+        (5, b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"),
+        (6, b"<!doctype html><script>alert(1)</script>"),
+        (7, folder / "secret.png"),
+        (8, None),
+        (9, b""),
+    ]:
+        (source / f"{i}.png").unlink()
+        if isinstance(becomes, bytes):
+            (source / f"{i}.png").write_bytes(becomes)
+        elif becomes:
+            (source / f"{i}.png").symlink_to(becomes)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(folder):
+    with served(folder / "p") as client:
+        yield client
+
+
+# --- who may come in
+
+
+def test_the_address_sets_a_cookie_and_leads_to_the_page(client, folder):
+    answer = client.send("GET", f"/?token={client.token}", Cookie=None)
+    assert (answer.status, answer.headers["Location"]) == (303, client.base)
+    parts = answer.headers["Set-Cookie"].lower().split("; ")
+    assert {"httponly", "samesite=strict", "path=/"} == set(parts[1:])
+    assert client.token not in client.base and len(client.token) == 32
+    page = client.send("GET", "/")  # without the token, once the cookie is there
+    assert (page.status, page.headers["Location"]) == (303, client.base)
+    assert client.get("").body == (PAGE / "index.html").read_bytes()
+    file = folder / "p" / "server.token"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert guard.project_token(folder / "p") == client.token  # a server started anew has it too
+
+
+def test_a_token_file_that_holds_none_is_refused(tmp_path):
+    (tmp_path / "server.token").write_text("short\n")
+    with pytest.raises(ProjectError, match="holds no token; remove it"):
+        guard.project_token(tmp_path)
+
+
+PLACES = ["", "page.js", "project", "numbers", "items/1", "items/1/image", "items/1/guess", "x"]
+
+
+@pytest.mark.parametrize("path", ["/", *PLACES])
+@pytest.mark.parametrize("cookie", [None, "", "a=b", "fastbadge-{key}=", "fastbadge-{key}={wrong}"])
+def test_without_the_cookie_there_is_nothing(client, path, cookie):
+    key, wrong = client.base.strip("/"), client.token[:-1] + "~"
+    cookie = cookie and cookie.format(key=key, wrong=wrong)
+    answer = client.send("GET", path if path == "/" else client.base + path, Cookie=cookie)
+    assert answer.status == 401 and is_one_line(answer.body)
+
+
+@pytest.mark.parametrize("token", ["", "x", "%00", "%F0%9F%98%80", "&token={token}", "{token}x"])
+def test_a_wrong_token_opens_nothing(client, token):
+    answer = client.send("GET", f"/?token={token.format(token=client.token)}", Cookie=None)
+    if token.startswith("&"):  # of two the last counts, and is right
+        assert answer.status == 303
+    else:
+        assert answer.status == 401 and "Set-Cookie" not in answer.headers
+
+
+def test_the_cookie_is_found_among_others_and_in_any_header(client):
+    for cookie in [f"a=b; {client.cookie}; c", [f"{client.cookie}", "a=b"], ["a=b", client.cookie]]:
+        assert client.get("project", Cookie=cookie).status == 200
+
+
+def test_the_page_of_another_project_gets_nothing_here(client):
+    answer = client.send("POST", "/0123456789abcdef/next", b'{"annotator": "ann", "n": 1}')
+    assert answer.status == 404
+
+
+@pytest.mark.parametrize(
+    "host", [None, "", "evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "[::1]"]
+)
+def test_another_host_is_not_served(client, host):
+    host = host and host.format(port=client.host.partition(":")[2])
+    for path in ("/", f"/?token={client.token}", client.base + "project"):
+        assert client.send("GET", path, Host=host).status == 400
+    assert client.send("GET", "/", Host=[client.host, "evil.example"]).status == 400
+
+
+def test_the_names_of_this_machine_are_served(client):
+    port = client.host.partition(":")[2]
+    for host in ("localhost", "LOCALHOST", "[::1]", "127.0.0.1"):
+        assert client.get("project", Host=f"{host}:{port}").status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": None},
+        {"Origin": "null"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "https://{host}"},
+        {"Origin": "http://{host}/"},
+        {"Origin": ["http://{host}", "http://evil.example"]},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Sec_Fetch_Site": ["same-origin", "none"]},
+    ],
+)
+def test_what_does_not_come_from_the_page_changes_nothing(client, folder, headers):
+    filled = {
+        name: [each.format(host=client.host) for each in value]
+        if isinstance(value, list)
+        else value and value.format(host=client.host)
+        for name, value in headers.items()
+    }
+    answer = client.post("classes", {"name": "intruder"}, **filled)
+    assert answer.status == 403 and is_one_line(answer.body)
+    assert "intruder" not in project.read_classes(folder / "p").values()
+
+
+def test_listening(monkeypatch):
+    with server.listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port}: Address already in use; pass another"):
+            server.listen("127.0.0.1", port)
+    for host, port, expected in [
+        ("no.such.host.invalid", 0, "cannot listen at no.such.host.invalid"),
+        ("203.0.113.1", 0, "cannot listen at 203.0.113.1, port 0: "),
+        ("127.0.0.1", 70_000, "port is 70000; expected 0"),
+    ]:
+        with pytest.raises(InputError, match=expected) as caught:
+            server.listen(host, port)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(socket, "gethostname", lambda: "Desk")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "desk.lan")
+    everywhere = server.hosts_of("0.0.0.0", 80)
+    assert {"desk", "desk:80", "desk.lan", "localhost:80", "127.0.0.1"} <= everywhere
+    assert not {host for host in everywhere if host.startswith("0.0.0.0")}
+    assert "desk:80" not in server.hosts_of("127.0.0.1", 80)
+
+
+# --- what every answer says
+
+
+def test_every_answer_forbids_what_the_page_does_not_need(client, monkeypatch, caplog):
+    big = b" " * (guard.MOST_BYTES + 1)
+    monkeypatch.setattr(project, "read_config", lambda directory: 1 / 0)  # a mistake of ours
+    answers = [
+        *(client.get(path) for path in [*PLACES, "page.css", "numbers.js", "icon.svg"]),
+        client.send("GET", "/"),
+        client.send("GET", "/", Cookie=None),
+        client.send("GET", "/", Host="evil.example"),
+        client.send("HEAD", client.base),
+        client.send("DELETE", client.base),
+        client.post("next", {}, Origin=None),
+        client.post("next", {}),
+        client.post("next", big),
+        client.post("next", b"", Content_Type="text/plain"),
+        client.get("items/8/image"),
+    ]
+    statuses = {200, 303, 400, 401, 403, 404, 405, 413, 415, 500}
+    assert {answer.status for answer in answers} == statuses
+    assert "ZeroDivisionError" in caplog.text  # the traceback is for the log, not for the page
+    for answer in answers:
+        policy = dict(
+            part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; ")
+        )
+        assert policy == {
+            "default-src": "'none'",
+            "script-src": "'self'",
+            "style-src": "'self'",
+            "img-src": "'self'",
+            "connect-src": "'self'",
+            "form-action": "'none'",
+            "base-uri": "'none'",
+            "frame-ancestors": "'none'",
+        }
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert answer.headers.get_all("Cache-Control") == ["no-store"] or answer.status == 200
+        assert "Server" not in answer.headers and b"Traceback" not in answer.body
+
+
+def test_the_page_keeps_its_own_policy():
+    page = (PAGE / "index.html").read_text()
+    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|<script(?![^>]*\ssrc=)", page)
+    assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) == {"icon.svg", "page.css", "page.js"}
+    scripts = {path.name: path.read_text() for path in PAGE.glob("*.js")}
+    assert len(scripts) == 3
+    for script in scripts.values():
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacent|\.write\(|eval|Function\(", script
+        )
+        assert not re.search(r"""https?://(?!www\.w3\.org/2000/svg)|"style"|srcdoc""", script)
+    served = {name for name, _ in server._PAGE.values()}
+    assert served == {path.name for path in PAGE.iterdir()}
+
+
+# --- files
+
+
+@pytest.mark.parametrize(
+    ("item", "kind"),
+    [(1, "image/png"), (2, "image/jpeg"), (3, "image/gif"), (4, "image/bmp"), (5, "image/webp")],
+)
+def test_images_have_the_type_of_their_content(client, folder, item, kind):
+    answer = client.get(f"items/{item}/image")
+    assert (answer.status, answer.headers["Content-Type"]) == (200, kind)
+    assert answer.headers["Cache-Control"] == "private, max-age=3600"
+    assert answer.body == (folder / "images" / f"{item - 1}.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("item", "status"), [(6, 415), (7, 415), (8, 404), (9, 404), (10, 415), (11, 404)]
+)
+def test_what_is_no_image_or_lies_outside_is_not_served(client, item, status):
+    answer = client.get(f"items/{item}/image")
+    assert answer.status == status and is_one_line(answer.body)
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert b"secret" not in answer.body and b"script" not in answer.body
+
+
+def test_a_link_put_in_the_place_of_a_file_is_not_followed(client, folder, monkeypatch):
+    link = folder / "link.png"
+    link.symlink_to(folder / "secret.png")
+    monkeypatch.setattr(server, "content_path", lambda directory, item: link)
+    answer = client.get("items/1/image")
+    assert answer.status == 404 and b"secret" not in answer.body
+
+
+BAD_IDS = (
+    "0 -1 +1 01 1.0 1e3 0x1 %D9%A1 %C2%B2 1%00 1%0A %201 1%20 None 1;1 1/../1 %2e%2e "
+    "..%2f..%2fsecret.png %2fetc%2fpasswd 9223372036854775808"
+).split()
+
+
+@pytest.mark.parametrize("number", ["", *BAD_IDS, "9" * 19, "9" * 5000], ids=lambda text: text[:30])
+def test_an_id_that_is_none_finds_nothing(client, number):
+    for path in (f"items/{number}", f"items/{number}/image", f"items/{number}/guess"):
+        answer = client.get(path)
+        assert answer.status == 404 and is_one_line(
+            answer.body + b"\n" * (b"\n" not in answer.body)
+        )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../secret.png",
+        "%2e%2e/%2e%2e/secret.png",
+        "..%2f..%2f..%2fetc/passwd",
+        "/etc/passwd",
+        "page.js/../server.token",
+        "server.token",
+        "project.sqlite",
+        "items/1/image/../../../project.sqlite",
+        "items/1/image%00.txt",
+        "page.js%00",
+    ],
+)
+def test_nothing_else_is_served(client, path):
+    assert client.get(path).status == 404
+    assert client.send("GET", "/" + path).status == 404
+
+
+def test_texts_are_no_files(tmp_path):
+    with served(texts(tmp_path)) as client:
+        answer = client.get("items/1/image")
+        assert answer.status == 404 and answer.body == b"item 1 is no file but one of the texts\n"
+
+
+# --- methods and bodies
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "FOO", "POST"])
+def test_other_methods_are_not_allowed(client, method):
+    for path in ("", "project", "items/1", "items/1/image"):
+        answer = client.send(method, client.base + path)
+        assert answer.status == 405 and set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD"}
+    assert client.get("clicks").status == 405
+
+
+GOOD = {"request": "r", "annotator": "ann", "item": 1, "kind": "label", "label": 1, "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"null", 400),
+        (b'{"name": "\xff"}', 400),
+        (json.dumps(GOOD).encode("utf-16"), 400),
+        (b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), 400),
+        (b'{"seconds": NaN}', 400),
+        (b'{"seconds": -Infinity}', 400),
+        (b"[" * 60_000, 400),
+        (b'{"a":' * 12_000, 400),
+        (b'{"item": ' + b"9" * 5000 + b"}", 400),
+        (b" " * 65_537, 413),
+        (GOOD | {"item": 2**63}, 400),
+        (GOOD | {"item": 10**400}, 400),
+        (GOOD | {"item": 1.0}, 400),
+        (GOOD | {"item": True}, 400),
+        (GOOD | {"item": "1"}, 400),
+        (GOOD | {"item": None}, 400),
+        (GOOD | {"item": 99}, 400),
+        (GOOD | {"label": 3}, 400),
+        (GOOD | {"label": [1]}, 400),
+        (GOOD | {"kind": "Label"}, 400),
+        (GOOD | {"kind": {"a": "b"}}, 400),
+        (GOOD | {"annotator": "a\0b"}, 400),
+        (GOOD | {"annotator": "\ud800"}, 400),
+        (GOOD | {"annotator": "a\nb"}, 400),
+        (GOOD | {"annotator": " "}, 400),
+        (GOOD | {"annotator": "a" * 101}, 400),
+        (GOOD | {"request": ""}, 400),
+        (GOOD | {"request": 7}, 400),
+        (GOOD | {"seconds": -1}, 400),
+        (GOOD | {"seconds": 10**400}, 400),
+        (json.dumps(GOOD)[:-1].encode() + b', "seconds": 1e999}', 400),
+        (GOOD | {"seconds": "1"}, 400),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_body_that_cannot_be_is_refused_in_one_line(client, folder, body, status):
+    answer = client.post("clicks", body)
+    assert answer.status == status and is_one_line(answer.body), answer.body
+    assert rows(folder / "p", "SELECT count(*) FROM label") == [(0,)]
+
+
+@pytest.mark.parametrize("n", [0, -1, 61, 10**30, None, "8"])
+def test_a_number_of_items_out_of_range_is_refused(client, n):
+    assert client.post("next", {"annotator": "ann", "n": n}).status == 400
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", ["application/json"] * 2]
+)
+def test_only_json_is_read(client, kind):
+    assert client.post("classes", {"name": "c"}, Content_Type=kind).status == 415
+
+
+def test_a_chunked_body_is_limited_too(client):
+    answer = client.post(
+        "classes", b'{"name": "' + b"x" * 66_000, Transfer_Encoding="chunked", Content_Length=None
+    )
+    assert answer.status == 413
+    small = client.post("release", b'{"annotator": "ann"}', Transfer_Encoding="chunked")
+    assert small.status == 200
+
+
+def test_requests_that_can_be_read_two_ways_are_refused(client, monkeypatch):
+    tools = load(Path(__file__).parents[1] / "benchmarks" / "label_server.py", monkeypatch)
+    head = f"POST {client.base}release HTTP/1.1\r\nHost: {client.host}\r\n".encode()
+    for lines in [
+        b"Content-Length: 2\r\nContent-Length: 3\r\n",
+        b"Content-Length: +2\r\n",
+        b"Content-Length: 2\r\nTransfer-Encoding: chunked, identity\r\n",
+        b"Transfer-Encoding: chunked\r\n folded: x\r\n\r\n0\r\n",
+        b"Host: " + client.host.encode() + b"\r\n",
+        b"X\x00: y\r\n",
+    ]:
+        answer = tools.answer_to(client.host, head + lines + b"\r\n{}")
+        assert answer[9:12] in (b"400", b"401", b"501"), (lines, answer)
+
+
+# --- labelling
+
+
+def test_the_loop_of_an_annotator(tmp_path):
+    with served(texts(tmp_path)) as client:
+        assert client.ask("project") == {
+            "name": tmp_path.name,
+            "kind": "texts",
+            "overlap": 1,
+            "classes": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        }
+        first = client.ask("next", {"annotator": "ann", "n": 3})
+        assert first["items"][0] == {"id": 1, "name": "0", "text": "text 0"}
+        after = client.click(1, label=2, seconds=1.5, n=3)
+        assert [item["id"] for item in after["items"]] == [2, 3, 4]
+        client.click(2, kind="cannot tell")
+        assert client.click(3, kind="skip", n=9)["items"][-1]["id"] == 3
+        assert client.ask("items/3") == {"id": 3, "name": "2", "text": "text 2"}
+        assert client.ask("items/3/guess") == {"class": 2, "confidence": 0.75}
+        assert client.ask("items/11/guess") is None  # in no batch, so nobody guessed
+        assert rows(tmp_path, "SELECT item, kind, class, seconds, annotator FROM label") == [
+            (1, "label", 2, 1.5, "ann"),
+            (2, "cannot tell", None, None, "ann"),
+            (3, "skip", None, None, "ann"),
+        ]
+
+
+def test_undo_and_what_is_sent_twice(tmp_path):
+    with served(texts(tmp_path)) as client:
+        for _ in range(2):
+            client.click(1, request="same")
+        other = client.post("clicks", GOOD | {"request": "same", "label": 2})
+        assert other.status == 400 and b"was another click" in other.body
+        assert rows(tmp_path, "SELECT count(*) FROM label") == [(1,)]
+        client.click(2)
+        back = {"annotator": "ann", "n": 2, "request": "back"}
+        for _ in range(2):
+            answer = client.ask("undo", back)
+            assert answer["undone"]["id"] == 2
+            assert [item["id"] for item in answer["items"]] == [2, 3]
+        assert client.ask("undo", back | {"request": "further"})["undone"]["id"] == 1
+        assert client.ask("undo", back | {"request": "too far"})["undone"] is None
+
+
+def test_no_item_is_with_two_annotators_unless_overlap_is_asked_for(tmp_path):
+    with served(texts(tmp_path / "one")) as client:
+        assert client.next("ann") == [1, 2, 3] and client.next("bob") == [4, 5, 6]
+        assert client.next("ann") == [1, 2, 3]  # a page reloaded
+        client.ask("release", {"annotator": "ann"})
+        assert client.next("eve") == [1, 2, 3]
+    with served(texts(tmp_path / "two", overlap=2)) as client:
+        assert client.next("ann") == client.next("bob") == [1, 2, 3]
+        assert client.next("eve") == [4, 5, 6]
+
+
+def test_nothing_that_people_write_is_markup(tmp_path):
+    nasty = "</script><img src=x onerror=alert(1)>\u2028\u202e"
+    config = Config(kind="texts", source="/t.csv", features="tfidf", text_column="text")
+    project.create_project(tmp_path, config, ["__proto__"])
+    project.add_items(tmp_path, [Found("0" * 64, "0", nasty)], first=1)
+    with served(tmp_path) as client:
+        assert client.ask("items/1")["text"] == nasty
+        name = "<b onclick='alert(1)'>&amp;</b>"
+        assert client.ask("classes", {"name": name})[-1] == {"id": 2, "name": name}
+        assert client.ask("classes", {"name": name})[-1]["id"] == 2  # once
+        refused = client.post("classes", {"name": "<script>\n"})
+        assert refused.status == 200  # white space around a name is none of it
+        refused = client.post("classes", {"name": "<script>\n</script>"})
+        assert refused.status == 400
+        assert refused.headers["Content-Type"] == "text/plain; charset=utf-8"
+
+
+def test_a_project_that_cannot_be_used_is_an_error_of_one_line(tmp_path):
+    with served(texts(tmp_path)) as client:
+        with closing(sqlite3.connect(tmp_path / "project.sqlite")) as connection:
+            connection.execute("PRAGMA user_version = 9")
+        answer = client.get("project")
+        assert answer.status == 500 and is_one_line(answer.body)
+        assert b"schema version 9" in answer.body
+
+
+def test_short_of_items_the_next_batch_is_asked_for_and_not_otherwise(tmp_path):
+    asleep = Background(texts(tmp_path))  # nobody works: what was wanted stays so
+    with served(tmp_path, asleep) as client:
+        assert client.ask("next", {"annotator": "ann", "n": 8})["choosing"] is False
+        assert client.click(1, n=9)["choosing"] is False
+        assert client.click(2, n=9)["choosing"] is True
+        assert client.ask("numbers") == {"summary": None, "choosing": True, "trouble": ""}
+
+
+# --- the background
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_batches_come_from_behind_and_the_numbers_follow(tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(background, "_LEAST_REST_SECONDS", 0.02)
+    digits = load_digits()
+    np.save(tmp_path / "x.npy", digits.data[:80] / 16)
+    config = Config(
+        kind="features", source=str(tmp_path / "x.npy"), features="given", batch=20, share=0.5
+    )
+    directory = tmp_path / "p"
+    init_project(directory, config, [str(c) for c in range(10)])
+    behind = Background(directory)
+    me, labelled, came = {"annotator": "ann", "n": 8}, [], 0
+    with behind.running(), served(directory, behind) as client:
+        while True:
+            answer = client.ask("next", me)
+            if answer["choosing"]:
+                until(lambda: not client.ask("numbers")["choosing"])
+                before, answer = answer["items"], client.ask("next", me)
+                assert answer["items"][: len(before)] == before  # ready before these are done
+                came += len(answer["items"]) > len(before) > 0
+            if not answer["items"]:
+                break
+            item = answer["items"][0]["id"]
+            client.click(item, label=int(digits.target[item - 1]) + 1)
+            labelled.append(item)
+        assert sorted(labelled) == list(range(1, 81)) and came == 3
+        until(lambda: client.ask("numbers")["summary"]["status"]["labelled"] == 80)
+        summary = client.ask("numbers")["summary"]
+        assert [each["name"] for each in summary["classes"]] == [str(c) for c in range(10)]
+        labels = [each["labels"] for each in summary["classes"]]
+        assert labels == np.bincount(digits.target[:80]).tolist()
+        assert summary["annotators"] == [["ann", 80]]
+        assert summary["numbers"]["accuracy"]["total"] == summary["numbers"]["slice_size"] >= 30
+        assert summary["disputes"] == []
+        client.click(1, annotator="bob", label=10)
+        until(lambda: client.ask("numbers")["summary"]["disputes"])
+        truth = str(digits.target[0])
+        assert client.ask("numbers")["summary"]["disputes"] == [
+            {"item": 1, "name": "0", "answers": [["ann", truth], ["bob", "9"]]}
+        ]
+        process = behind._process
+        process.kill()  # as by a system that is out of memory
+        client.click(2)
+        until(lambda: client.ask("numbers")["trouble"])
+        assert "ended with status -9" in client.ask("numbers")["trouble"]
+        client.click(3)
+        until(lambda: not client.ask("numbers")["trouble"])
+        assert process.pid != behind._process.pid
+    assert behind._process.returncode is not None
+
+
+def test_why_no_batch_can_be_chosen_is_told(tmp_path):
+    answer = background._answer(texts(tmp_path), "advance")
+    assert "features.npy cannot be read" in answer["error"]
+    assert background._answer(tmp_path, "count")["summary"]["status"]["waiting"] == 10
+
+
+# --- the command
+
+
+def test_the_command_prints_one_address_and_ends_in_one_line(tmp_path):
+    texts(tmp_path)
+    command = [sys.executable, "-m", "fastbadge", "label", "serve", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        client = Client(process.stdout.readline().strip())
+        client.click(1)
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == "" and err == "fastbadge: stopped; every click is saved\n"
+    assert rows(tmp_path, "SELECT item FROM label") == [(1,)]
+    assert rows(tmp_path, "PRAGMA integrity_check") == [("ok",)]
+
+
+# --- random requests
+
+
+def test_random_requests(tmp_path, monkeypatch):
+    tools = load(Path(__file__).parents[1] / "benchmarks" / "label_server.py", monkeypatch)
+
+    def seen(request, answer):
+        if answer and b"Invalid HTTP request received." not in answer:  # by h11, before us
+            assert b"content-security-policy: default-src 'none';" in answer, (request, answer)
+
+    directory = tools.make_target(tmp_path / "target")
+    with served(directory) as client:
+        address = f"http://{client.host}/?token={client.token}"
+        statuses = tools.bombard(directory, address, 400, seed=1, seen=seen)
+    assert statuses["200"] > 50 and {"400", "401", "403", "404", "413", "415"} <= set(statuses)
