@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from fastbadge.errors import InputError, RunError
-from fastbadge.lab.lock import held
 from fastbadge.lab.protocol import Config, as_text
+from fastbadge.lock import held
 
 FILE_NAME = "run.sqlite"
 SCHEMA_VERSION = 1
