@@ -198,9 +198,6 @@ class _Loop:
                     f"{self.server.url} has no project {link.project} of {link.created}; if it was "
                     "deleted or that was another server, pass --new-project"
                 )
-        if self.options.prelabel:
-            shown = {"show_collab_predictions": True, "model_version": _MODEL_VERSION}
-            self.server.change_project(place.id, shown)
         return place.id
 
     def _take(self) -> None:
@@ -262,6 +259,9 @@ class _Loop:
         while some := list(islice(new, _PUSH)):
             self.server.add_tasks(self.project, some)
             count += len(some)
+            if any("predictions" in task for task in some):  # before, it knows no such version
+                shown = {"show_collab_predictions": True, "model_version": _MODEL_VERSION}
+                self.server.change_project(self.project, shown)
         self.pushed = {pick.item for pick in wanted}
         if count:
             self.say(f"{count:,} tasks pushed")
