@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 # Where the benchmarks find MNIST (make bench DATA_DIR=...).
 DATA_DIR ?= ../shared/data/mnist
 
-.PHONY: help run test check docs browser bench clean
+.PHONY: help run test test-label-studio check docs browser bench clean
 
 help:
 	@echo "make run    install into $(VENV), then BADGE against random on real digits"
 	@echo "make test   install into $(VENV), then linters, types and the whole test suite"
+	@echo "make test-label-studio  install Label Studio into .venv-label-studio (1 GB) and test with it"
 	@echo "make docs   install into $(VENV), then the docs site in docs/_build/index.html"
 	@echo "make bench  install into $(VENV), then every figure the project claims"
 	@echo "make clean  remove $(VENV) and caches; runs/ stays"
@@ -19,6 +20,9 @@ run: $(VENV)/.run-installed
 
 test: $(VENV)/.dev-installed check docs browser
 	$(BIN)/python -m pytest --cov --numprocesses=2
+
+test-label-studio: $(VENV)/.dev-installed .venv-label-studio/.installed
+	$(BIN)/python -m pytest -m label_studio tests/test_label_studio_server.py
 
 check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
@@ -61,5 +65,12 @@ $(VENV)/.dev-installed: $(BIN)/python requirements.txt requirements-dev.txt requ
 		--target $(VENV)/timm timm==1.0.31 torchvision==0.28.0
 	@touch $@ $(VENV)/.run-installed
 
+# A venv of its own: it pins half a hundred packages, numpy among them.
+.venv-label-studio/.installed: Makefile
+	$(PYTHON) -m venv .venv-label-studio
+	.venv-label-studio/bin/python -m pip install --quiet --disable-pip-version-check \
+		label-studio==1.23.2
+	@touch $@
+
 clean:
-	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-label-studio docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

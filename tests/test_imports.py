@@ -63,6 +63,7 @@ ALLOWED = {
     "errors": set(),
     "files": set(),
     "interrupts": set(),
+    "lock": set(),
     "progress": set(),
     "sqlitefile": set(),
     "distributed": {"inputs"},
@@ -98,7 +99,7 @@ ALLOWED = {
     },
     "sklearn": {"gradients", "inputs", "pools", "select", "strategies"},
     "lightning": {"batches", "select"},
-    "label": {"files", "gradients", "progress", "sqlitefile", "strategies"},
+    "label": {"files", "gradients", "lock", "progress", "sqlitefile", "strategies"},
     "": {"gradients", "kmeanspp", "pools", "select", "sharded", "strategies"},
 }
 OUTERMOST = {"lab", "cli", "__main__"}

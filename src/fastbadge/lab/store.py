@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fastbadge.errors import InputError, RunError
-from fastbadge.lab.lock import held
 from fastbadge.lab.protocol import Config, as_text
+from fastbadge.lock import held
 from fastbadge.sqlitefile import SQLiteFile, now_utc
 
 FILE_NAME = "run.sqlite"

@@ -21,9 +21,9 @@ from math import nan
 from pathlib import Path
 
 from fastbadge.errors import DataError, InputError, RunError
-from fastbadge.lab.lock import held
 from fastbadge.lab.protocol import PROTOCOLS, Config
 from fastbadge.lab.store import RoundRow, read_run
+from fastbadge.lock import held
 
 HEADER = "--- New Trial Started ---"
 LINE = re.compile(

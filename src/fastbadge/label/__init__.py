@@ -27,6 +27,8 @@ committed transaction:
 What has to do with files: initialise.init_project, exchange.import_labels, export_rows, as_csv,
 as_jsonl and export_folder; audit.find_doubts lists labels for a second look.
 
+studio/ is the same loop with Label Studio as the page.
+
 Errors are FastbadgeErrors of one line: InputError for what a caller passed (404 or 400),
 ProjectError for a project that cannot be used (500, and on the command line exit status 2).
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
@@ -189,6 +191,50 @@ def advance(project: Path, /) -> None:
     batch = advance(project)
     waiting = count_waiting(project)
     print("nothing left to do" if batch is None else f"batch {batch}: {waiting:,} items waiting")
+
+
+@app.command
+def studio(
+    project: Path,
+    /,
+    *,
+    url: str,
+    token_file: Path,
+    prelabel: Flag = False,
+    image_url: str | None = None,
+    poll: float = 5.0,
+    webhook: str | None = None,
+    new_project: Flag = False,
+) -> None:
+    """Label in Label Studio: push each batch, take the answers back, train, push the next.
+
+    May be stopped and started again at any moment, and Label Studio too. Answers are changed and
+    taken back there.
+
+    Args:
+        project: Directory of the project.
+        url: Where the page of Label Studio opens.
+        token_file: File with a token from its Account & Settings, of either kind.
+        prelabel: Show people the model's guesses, but for those of validation items. Who sees a
+            guess tends to agree with it.
+        image_url: Address of an image, with {name} for its path below the source, such as
+            /data/local-files/?d=pictures/{name}. Default: images go into the tasks.
+        poll: Seconds between two looks at what was answered.
+        webhook: HOST:PORT of this machine where Label Studio may call to say so at once.
+        new_project: Make another project there, in place of the one used so far.
+    """
+    from fastbadge.label.studio.loop import Options, run
+    from fastbadge.label.studio.server import Server, read_token
+
+    options = Options(
+        prelabel=prelabel,
+        image_url=image_url,
+        poll_seconds=poll,
+        webhook=webhook,
+        new_project=new_project,
+    )
+    with closing(Server(url, read_token(token_file))) as server:
+        run(project, server, options, say=partial(print, flush=True))
 
 
 @app.command

@@ -87,6 +87,12 @@ CREATE TABLE assignment (          -- who has which item on the screen
     expires REAL NOT NULL,         -- seconds since 1970
     PRIMARY KEY (item, annotator)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE studio (              -- the project in Label Studio that gets the batches, if any
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    marker TEXT NOT NULL,          -- in its description, and before the request of its labels
+    project INTEGER,               -- its id there; NULL: about to be made
+    created TEXT                   -- when it was made there
+) STRICT;
 -- The latest word of each annotator that has one on an item.
 CREATE VIEW answer AS
     SELECT item, annotator, class, max(id) AS id FROM label

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastbadge.errors import RunError
+from fastbadge.errors import FastbadgeError, RunError
 
 
 @contextmanager
-def held(path: Path, taken: str) -> Iterator[None]:
+def held(path: Path, taken: str, error: type[FastbadgeError] = RunError) -> Iterator[None]:
     """Hold a file or directory, which is not written to, against other commands.
 
     Nothing is held on Windows, nor on file systems without locks, some of a network.
@@ -19,9 +19,7 @@ def held(path: Path, taken: str) -> Iterator[None]:
     Args:
         path: is there.
         taken: what to say if somebody else holds it.
-
-    Raises:
-        RunError: somebody else does.
+        error: and as what to raise it.
     """
     try:
         import fcntl
@@ -33,8 +31,8 @@ def held(path: Path, taken: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(taken) from error
+        except BlockingIOError as reason:
+            raise error(taken) from reason
         except OSError:  # no such locks here
             pass
         yield
