@@ -3,11 +3,14 @@
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fastbadge.cli import main
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -66,3 +69,24 @@ def test_labels_are_asked_for_and_help(shown):
 def test_each_is_read_in_one_sitting():
     for script in SCRIPTS:
         assert len((EXAMPLES / script).read_text(encoding="utf-8").splitlines()) < 80
+
+
+def test_labelling_digits_goes_as_its_readme_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = EXAMPLES / "label_digits"
+    blocks = re.findall(r"^\$ (.*)$", (folder / "README.md").read_text(encoding="utf-8"), re.M)
+    calls = [shlex.split(line) for line in blocks]
+    assert [call[:3] for call in calls if call[0] != "fastbadge"] == [
+        ["python", "make_images.py", "digits"]
+    ]
+    subprocess.run([sys.executable, "-c", OFFLINE, folder / "make_images.py", "digits"], check=True)
+    assert len(list((tmp_path / "digits").glob("*.png"))) == 1797
+    for call in calls:
+        if call[0] == "fastbadge" and "serve" not in call and "export" not in call:
+            assert main(call[1:]) == 0, call
+    assert "1,797 labels imported, 0 known" in capsys.readouterr().out
+    for call in calls:
+        if "export" in call:
+            assert main(call[1:]) == 0, call
+    assert len((tmp_path / "labels.csv").read_text(encoding="utf-8").splitlines()) == 1798
+    assert len(list((tmp_path / "by_class" / "7").glob("*.png"))) == 179
