@@ -26,7 +26,8 @@ OFFLINE = (
     "import runpy, socket, sys\n"
     "def refuse(*args, **kwargs): raise OSError('an example went online')\n"
     "socket.getaddrinfo = socket.create_connection = refuse\n"
-    "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    "del sys.argv[0]\n"
+    "runpy.run_path(sys.argv[0], run_name='__main__')\n"
 )
 
 
@@ -81,12 +82,12 @@ def test_labelling_digits_goes_as_its_readme_says(tmp_path, monkeypatch, capsys)
     ]
     subprocess.run([sys.executable, "-c", OFFLINE, folder / "make_images.py", "digits"], check=True)
     assert len(list((tmp_path / "digits").glob("*.png"))) == 1797
-    for call in calls:
-        if call[0] == "fastbadge" and "serve" not in call and "export" not in call:
-            assert main(call[1:]) == 0, call
+    commands = [call[1:] for call in calls if call[0] == "fastbadge" and "serve" not in call]
+    # Nobody has labelled here: what is there already comes first.
+    for command in sorted(
+        commands, key=lambda each: ["init", "status", "audit", "export"].index(each[1])
+    ):
+        assert main(command) == 0, command
     assert "1,797 labels imported, 0 known" in capsys.readouterr().out
-    for call in calls:
-        if "export" in call:
-            assert main(call[1:]) == 0, call
     assert len((tmp_path / "labels.csv").read_text(encoding="utf-8").splitlines()) == 1798
     assert len(list((tmp_path / "by_class" / "7").glob("*.png"))) == 179

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -37,7 +38,9 @@ def commands(text):
 COMMANDS = commands(README)
 # On MNIST they take a minute: here they are parsed and stop where the experiment would start.
 LONG = [words for words in COMMANDS if "mnist" in words or "train" in words[-1]]
-SHORT = [words for words in COMMANDS if words[0] == "fastbadge" and words not in LONG]
+# That one serves until it is stopped; the tests of the page call it.
+SERVE = ["fastbadge", "label", "serve", "labels/photos"]
+SHORT = [words for words in COMMANDS if words[0] == "fastbadge" and words not in [*LONG, SERVE]]
 
 
 def test_every_command_is_covered_below():
@@ -45,6 +48,8 @@ def test_every_command_is_covered_below():
     assert others == [
         ["make", "run"],
         ["make", "test"],
+        ["pip", "install", "-e", ".[label]"],
+        SERVE,
         ["python", "-m", "venv", "env"],
         [".", "env/bin/activate"],
         ["pip", "install", "-r", "requirements.txt"],
@@ -59,6 +64,9 @@ def test_fastbadge_commands_run_in_order(tmp_path, monkeypatch, capfd):
     draw = np.random.default_rng(0)
     np.save("p.npy", draw.dirichlet(np.ones(10), 2000))
     np.save("h.npy", draw.random((2000, 16)))
+    Path("photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(draw.integers(0, 255, (9, 9), dtype=np.uint8)).save(Path("photos", name))
     shown = {}
     for words in SHORT:
         assert main(words[1:]) == 0, words
