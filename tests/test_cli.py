@@ -15,7 +15,6 @@ import time
 import tomllib
 import warnings
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -234,16 +233,60 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     assert capsys.readouterr().err == "fastbadge: stopped\n"
 
 
-def test_ctrl_c_while_torch_is_loaded_is_one_line_too(monkeypatch, capsys):
-    class BeingImported(ModuleType):
-        def __getattr__(self, _):
-            raise KeyboardInterrupt
+# Of a `fastbadge.cli` that does `meanwhile` as it is loaded, and as it ends with status 7 `then`.
+COMMAND = """
+import atexit, signal, sys, types
+import fastbadge_command
 
+def interrupt(*_):
+    signal.raise_signal(signal.SIGINT)
+
+def interrupt_unheard():
+    try:
+        interrupt()
+    except BaseException:  # as torch has it where it loads numpy
+        pass
+
+def interrupted():
+    raise KeyboardInterrupt
+
+class Cli(types.ModuleType):
+    def __getattr__(self, name):
+        {meanwhile}
+        return lambda: {then} or 7
+
+sys.modules["fastbadge.cli"] = Cli("fastbadge.cli")
+sys.exit(fastbadge_command.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "then", "said"),
+    [
+        ("interrupt_unheard()", "None", "fastbadge: stopped\n"),
+        ("pass", "interrupt()", "fastbadge: stopped\n"),  # one more, which `launch` lets through
+        ("pass", "atexit.register(interrupt) and 0", ""),  # it has said already what it had to say
+    ],
+)
+def test_ctrl_c_before_and_after_a_command_is_no_traceback(meanwhile, then, said):
     assert PROJECT["scripts"] == {"fastbadge": "fastbadge_command:main"}
-    assert {name for name in vars(fastbadge_command) if name[0] != "_"} == {"main", "sys"}
-    monkeypatch.setitem(sys.modules, "fastbadge.cli", BeingImported("fastbadge.cli"))
-    assert fastbadge_command.main() == 130
-    assert capsys.readouterr() == ("", "fastbadge: stopped\n")
+    # No more is loaded before it is ready for Ctrl-C.
+    assert {name for name in vars(fastbadge_command) if name[0] != "_"} == {
+        "main",
+        "os",
+        "signal",
+        "sys",
+    }
+    line = [sys.executable, "-c", COMMAND.format(meanwhile=meanwhile, then=then)]
+    ended = subprocess.run(line, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", said)
+
+
+def test_a_command_in_the_background_ignores_ctrl_c_from_first_to_last():
+    program = COMMAND.format(meanwhile="interrupt()", then="atexit.register(interrupt) and 0")
+    program = program.replace("import fast", "signal.signal(2, signal.SIG_IGN)\nimport fast", 1)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "", "")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process group")
