@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import warnings
@@ -25,6 +26,7 @@ import fastbadge_command
 from fastbadge.cli import Settings, main
 from fastbadge.lab.protocol import Config, config_for
 from fastbadge.lab.store import read_run
+from fastbadge.lab.workers import _spared_interrupt
 from fastbadge.strategies import get_strategy
 
 QUICK = ["--trials", "2", "--rounds", "2", "--max-epochs", "5", "--jobs", "1"]
@@ -287,6 +289,25 @@ def test_a_command_in_the_background_ignores_ctrl_c_from_first_to_last():
     program = program.replace("import fast", "signal.signal(2, signal.SIG_IGN)\nimport fast", 1)
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (7, "", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no masks of signals")
+def test_ctrl_c_while_workers_start_waits_and_is_not_theirs():
+    look = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    waiting = threading.Event()
+    # Such as that of the live progress: the signal is delivered to a thread that takes it.
+    other = threading.Thread(target=waiting.wait)
+    other.start()
+    started = None
+    try:
+        with pytest.raises(KeyboardInterrupt), _spared_interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            started = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    finally:
+        waiting.set()
+        other.join()
+    assert started is not None and started.stdout == "True\n"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process group")
