@@ -251,6 +251,10 @@ def _connection(path: Path, *, create: bool = False) -> Iterator[sqlite3.Connect
         with closing(opened) as connection:
             yield connection
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise RunError(
+                f"{path} cannot grow, the disk is full; make room, and the same command goes on"
+            ) from error
         raise RunError(f"{path} cannot be used: {error}; pass another run directory") from error
 
 
