@@ -2,13 +2,16 @@ import os
 import signal
 import sqlite3
 import statistics
+import sys
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fastbadge.errors import DataError, InputError, RunError
 from fastbadge.lab import environment, experiment, workers
@@ -316,6 +319,23 @@ def test_what_cannot_be_run_leaves_nothing_behind(tmp_path, config, jobs, error,
     with pytest.raises(error, match=expected):
         run_experiment(config, tmp_path / "out", jobs=jobs)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("alone", [{"initial_labels": 1}, {"train_batch": 1}])
+def test_a_model_that_cannot_train_on_one_example_is_refused(tmp_path, monkeypatch, alone):
+    own = ModuleType("own")
+    own.normed = lambda shape, num_classes: nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes)
+    )
+    monkeypatch.setitem(sys.modules, "own", own)
+    config = replace(SMALL, model="own:normed", trials=1, rounds=0)
+    before = torch.random.get_rng_state()
+    with pytest.raises(InputError, match=r"own:normed cannot be trained on one .* pass init"):
+        run_experiment(replace(config, **alone), tmp_path / "out", jobs=1)
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert run_experiment(config, tmp_path / "out", jobs=1).finished
+    assert run_experiment(replace(SMALL, rounds=0, trials=1, **alone), tmp_path / "mlp").finished
 
 
 def test_another_configuration_is_refused(tmp_path):
