@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -354,6 +355,15 @@ def test_a_worker_that_is_killed_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "_work", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(RunError, match=r"a worker process was killed .* fewer --jobs"):
         run_experiment(SMALL, tmp_path, jobs=2)
+
+
+def test_workers_end_in_silence_where_there_is_no_pgrep(monkeypatch):
+    # What joblib ends processes by, unless it has psutil; an error in its thread fails this test.
+    monkeypatch.setenv("PATH", "")
+    assert '"psutil>=' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    with workers.on_this_host(1, 1) as started:
+        pid = started.executor.submit(os.getpid).result()
+    assert not psutil.pid_exists(pid)
 
 
 def test_a_strategy_of_the_user_s_takes_part(tmp_path):

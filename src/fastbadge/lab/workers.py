@@ -138,7 +138,7 @@ def _prepare(command: int) -> None:
 
     # It would end a worker that has grown by 300 MB, as ours do when they load data and numba.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
-    # Or, where there is no psutil, collect garbage each second: 0.1 s for what torch has imported.
+    # It collects garbage too: 0.1 s for what torch has imported.
     gc.freeze()
 
 
