@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """Run `fastbadge.cli.main`; Ctrl-C before or after it is one line and status 130 as well."""
+    """Run `fastbadge.cli.main`, and answer Ctrl-C while it is being loaded in the same way."""
     handler = signal.getsignal(signal.SIGINT)
     heard = handler is signal.default_int_handler  # not in the background of a shell script
     if heard:
@@ -21,8 +21,8 @@ def main() -> int:
     except KeyboardInterrupt:  # one more, just as the first was being answered
         return _stop()
     finally:
-        if heard:  # Python takes half a second to end, and would answer with a traceback
-            signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        if heard:  # all is done; Python takes half a second to end, and would show a traceback
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stop(*_: object) -> int:

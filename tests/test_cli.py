@@ -235,6 +235,29 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     assert capsys.readouterr().err == "fastbadge: stopped\n"
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C as it is in the foreground, for this process and those it starts."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_ctrl_c_that_meets_a_callback_is_not_lost(monkeypatch, arrays, capsys, heard):
+    class Interrupted:
+        def __del__(self):  # Python ignores what is raised here
+            signal.raise_signal(signal.SIGINT)
+
+    def read(path):
+        Interrupted()
+        threading.Event().wait(60)
+        raise AssertionError("Ctrl-C was lost")
+
+    monkeypatch.setattr("fastbadge.files.read_array", read)
+    assert main([*SELECT, "-k", "1"]) == 130
+    assert capsys.readouterr() == ("", "fastbadge: stopped\n")
+
+
 # Of a `fastbadge.cli` that does `meanwhile` as it is loaded, and as it ends with status 7 `then`.
 COMMAND = """
 import atexit, signal, sys, types
@@ -263,14 +286,19 @@ sys.exit(fastbadge_command.main())
 
 
 @pytest.mark.parametrize(
-    ("meanwhile", "then", "said"),
+    ("meanwhile", "then", "status", "said"),
     [
-        ("interrupt_unheard()", "None", "fastbadge: stopped\n"),
-        ("pass", "interrupt()", "fastbadge: stopped\n"),  # one more, which `launch` lets through
-        ("pass", "atexit.register(interrupt) and 0", ""),  # it has said already what it had to say
+        ("interrupt_unheard()", "None", 130, "fastbadge: stopped\n"),
+        (
+            "pass",
+            "interrupt()",
+            130,
+            "fastbadge: stopped\n",
+        ),  # one more, which `launch` lets through
+        ("pass", "atexit.register(interrupt) and 0", 7, ""),  # all is done
     ],
 )
-def test_ctrl_c_before_and_after_a_command_is_no_traceback(meanwhile, then, said):
+def test_ctrl_c_before_and_after_a_command_is_no_traceback(meanwhile, then, status, said, heard):
     assert PROJECT["scripts"] == {"fastbadge": "fastbadge_command:main"}
     # No more is loaded before it is ready for Ctrl-C.
     assert {name for name in vars(fastbadge_command) if name[0] != "_"} == {
@@ -281,7 +309,7 @@ def test_ctrl_c_before_and_after_a_command_is_no_traceback(meanwhile, then, said
     }
     line = [sys.executable, "-c", COMMAND.format(meanwhile=meanwhile, then=then)]
     ended = subprocess.run(line, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", said)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", said)
 
 
 def test_a_command_in_the_background_ignores_ctrl_c_from_first_to_last():
@@ -292,7 +320,7 @@ def test_a_command_in_the_background_ignores_ctrl_c_from_first_to_last():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no masks of signals")
-def test_ctrl_c_while_workers_start_waits_and_is_not_theirs():
+def test_ctrl_c_while_workers_start_waits_and_is_not_theirs(heard):
     look = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     waiting = threading.Event()
     # Such as that of the live progress: the signal is delivered to a thread that takes it.
@@ -311,7 +339,7 @@ def test_ctrl_c_while_workers_start_waits_and_is_not_theirs():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process group")
-def test_ctrl_c_on_a_real_run_loses_nothing(tmp_path):
+def test_ctrl_c_on_a_real_run_loses_nothing(tmp_path, heard):
     line = [
         sys.executable,
         "-m",
