@@ -11,11 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import warnings
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ import fastbadge_command
 from fastbadge.cli import Settings, main
 from fastbadge.lab.protocol import Config, config_for
 from fastbadge.lab.store import read_run
+from fastbadge.lab.workers import _spared_interrupt
 from fastbadge.strategies import get_strategy
 
 QUICK = ["--trials", "2", "--rounds", "2", "--max-epochs", "5", "--jobs", "1"]
@@ -234,20 +235,111 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     assert capsys.readouterr().err == "fastbadge: stopped\n"
 
 
-def test_ctrl_c_while_torch_is_loaded_is_one_line_too(monkeypatch, capsys):
-    class BeingImported(ModuleType):
-        def __getattr__(self, _):
-            raise KeyboardInterrupt
+@pytest.fixture
+def heard():
+    """Ctrl-C as it is in the foreground, for this process and those it starts."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
-    assert PROJECT["scripts"] == {"fastbadge": "fastbadge_command:main"}
-    assert {name for name in vars(fastbadge_command) if name[0] != "_"} == {"main", "sys"}
-    monkeypatch.setitem(sys.modules, "fastbadge.cli", BeingImported("fastbadge.cli"))
-    assert fastbadge_command.main() == 130
+
+def test_ctrl_c_that_meets_a_callback_is_not_lost(monkeypatch, arrays, capsys, heard):
+    class Interrupted:
+        def __del__(self):  # Python ignores what is raised here
+            signal.raise_signal(signal.SIGINT)
+
+    def read(path):
+        Interrupted()
+        threading.Event().wait(60)
+        raise AssertionError("Ctrl-C was lost")
+
+    monkeypatch.setattr("fastbadge.files.read_array", read)
+    assert main([*SELECT, "-k", "1"]) == 130
     assert capsys.readouterr() == ("", "fastbadge: stopped\n")
 
 
+# Of a `fastbadge.cli` that does `meanwhile` as it is loaded, and as it ends with status 7 `then`.
+COMMAND = """
+import atexit, signal, sys, types
+import fastbadge_command
+
+def interrupt(*_):
+    signal.raise_signal(signal.SIGINT)
+
+def interrupt_unheard():
+    try:
+        interrupt()
+    except BaseException:  # as torch has it where it loads numpy
+        pass
+
+def interrupted():
+    raise KeyboardInterrupt
+
+class Cli(types.ModuleType):
+    def __getattr__(self, name):
+        {meanwhile}
+        return lambda: {then} or 7
+
+sys.modules["fastbadge.cli"] = Cli("fastbadge.cli")
+sys.exit(fastbadge_command.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "then", "status", "said"),
+    [
+        ("interrupt_unheard()", "None", 130, "fastbadge: stopped\n"),
+        (
+            "pass",
+            "interrupt()",
+            130,
+            "fastbadge: stopped\n",
+        ),  # one more, which `launch` lets through
+        ("pass", "atexit.register(interrupt) and 0", 7, ""),  # all is done
+    ],
+)
+def test_ctrl_c_before_and_after_a_command_is_no_traceback(meanwhile, then, status, said, heard):
+    assert PROJECT["scripts"] == {"fastbadge": "fastbadge_command:main"}
+    # No more is loaded before it is ready for Ctrl-C.
+    assert {name for name in vars(fastbadge_command) if name[0] != "_"} == {
+        "main",
+        "os",
+        "signal",
+        "sys",
+    }
+    line = [sys.executable, "-c", COMMAND.format(meanwhile=meanwhile, then=then)]
+    ended = subprocess.run(line, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", said)
+
+
+def test_a_command_in_the_background_ignores_ctrl_c_from_first_to_last():
+    program = COMMAND.format(meanwhile="interrupt()", then="atexit.register(interrupt) and 0")
+    program = program.replace("import fast", "signal.signal(2, signal.SIG_IGN)\nimport fast", 1)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no masks of signals")
+def test_ctrl_c_while_workers_start_waits_and_is_not_theirs(heard):
+    look = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    waiting = threading.Event()
+    # Such as that of the live progress: the signal is delivered to a thread that takes it.
+    other = threading.Thread(target=waiting.wait)
+    other.start()
+    started = None
+    try:
+        with pytest.raises(KeyboardInterrupt), _spared_interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            started = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    finally:
+        waiting.set()
+        other.join()
+    assert started is not None and started.stdout == "True\n"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process group")
-def test_ctrl_c_on_a_real_run_loses_nothing(tmp_path):
+def test_ctrl_c_on_a_real_run_loses_nothing(tmp_path, heard):
     line = [
         sys.executable,
         "-m",

@@ -2,13 +2,17 @@ import os
 import signal
 import sqlite3
 import statistics
+import sys
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from torch import nn
 
 from fastbadge.errors import DataError, InputError, RunError
 from fastbadge.lab import environment, experiment, workers
@@ -318,6 +322,23 @@ def test_what_cannot_be_run_leaves_nothing_behind(tmp_path, config, jobs, error,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("alone", [{"initial_labels": 1}, {"train_batch": 1}])
+def test_a_model_that_cannot_train_on_one_example_is_refused(tmp_path, monkeypatch, alone):
+    own = ModuleType("own")
+    own.normed = lambda shape, num_classes: nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes)
+    )
+    monkeypatch.setitem(sys.modules, "own", own)
+    config = replace(SMALL, model="own:normed", trials=1, rounds=0)
+    before = torch.random.get_rng_state()
+    with pytest.raises(InputError, match=r"own:normed cannot be trained on one .* pass init"):
+        run_experiment(replace(config, **alone), tmp_path / "out", jobs=1)
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert run_experiment(config, tmp_path / "out", jobs=1).finished
+    assert run_experiment(replace(SMALL, rounds=0, trials=1, **alone), tmp_path / "mlp").finished
+
+
 def test_another_configuration_is_refused(tmp_path):
     run_experiment(replace(SMALL, rounds=0, trials=1), tmp_path, jobs=1)
     with pytest.raises(RunError, match="rounds 0 -> 1"):
@@ -334,6 +355,15 @@ def test_a_worker_that_is_killed_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "_work", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(RunError, match=r"a worker process was killed .* fewer --jobs"):
         run_experiment(SMALL, tmp_path, jobs=2)
+
+
+def test_workers_end_in_silence_where_there_is_no_pgrep(monkeypatch):
+    # What joblib ends processes by, unless it has psutil; an error in its thread fails this test.
+    monkeypatch.setenv("PATH", "")
+    assert '"psutil>=' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    with workers.on_this_host(1, 1) as started:
+        pid = started.executor.submit(os.getpid).result()
+    assert not psutil.pid_exists(pid)
 
 
 def test_a_strategy_of_the_user_s_takes_part(tmp_path):

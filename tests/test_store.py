@@ -199,6 +199,25 @@ def test_a_file_that_is_not_sqlite_is_refused_and_kept(tmp_path, call):
     assert (tmp_path / "run.sqlite").read_text().startswith("my diary")
 
 
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, monkeypatch):
+    environment = open_it(tmp_path)
+    record_round(tmp_path, row(), environment)
+    large, connect = row(round=1, picks=tuple(range(100_000))), sqlite3.connect
+
+    def without_room(*args, **options):
+        connection = connect(*args, **options)
+        connection.execute("PRAGMA max_page_count = 1")  # which is: no more than there are
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", without_room)
+    with pytest.raises(RunError, match=r"the disk is full; make room, and the same command goes"):
+        record_round(tmp_path, large, environment)
+    monkeypatch.undo()
+    assert read_run(tmp_path).rows == [row()]
+    record_round(tmp_path, large, environment)
+    assert read_run(tmp_path).rows == [row(), large]
+
+
 @pytest.mark.parametrize("tail", [".", "below", "below/it"])
 def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path, tail):
     (tmp_path / "file").write_text("")

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from fastbadge.errors import FastbadgeError, InputError, RunError
 from fastbadge.gradients import Task
+from fastbadge.interrupts import none_lost
 
 if TYPE_CHECKING:
     from fastbadge.lab.protocol import Config
@@ -53,7 +54,7 @@ def launch(command: App | Callable[..., None], argv: Sequence[str] | None = None
     command.help_format = "markdown"
     command.suppress_keyboard_interrupt = False
     _open_closed_streams()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), none_lost():
         warnings.showwarning = _show_warning
         try:
             tokens = sys.argv[1:] if argv is None else argv

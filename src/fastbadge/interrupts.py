@@ -1,11 +1,17 @@
-"""What Ctrl-C must not cut in two."""
+"""What Ctrl-C must not cut in two, and what must not cut off a Ctrl-C."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 
 @contextmanager
@@ -28,3 +34,26 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came:
             signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def none_lost() -> Iterator[None]:
+    """A block that hears of each Ctrl-C, also of one that comes while Python is calling back.
+
+    What is raised in a `__del__`, or in what follows each import, Python shows and forgets.
+    """
+    before = sys.unraisablehook
+
+    def hear(lost: UnraisableHookArgs) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            # A moment later and by another thread: what is raised in here is forgotten as well. A
+            # real signal, which ends a wait; Windows has none, and ends the process.
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

@@ -58,6 +58,10 @@ class SQLiteFile:
             with closing(opened) as connection:
                 yield connection
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise self.error(
+                    f"{path} cannot grow, the disk is full; make room, and the same command goes on"
+                ) from error
             raise self.error(f"{path} cannot be used: {error}; {self.advice}") from error
 
     @contextmanager

@@ -22,7 +22,7 @@ from fastbadge.errors import InputError, RunError
 from fastbadge.lab.batched import train_together
 from fastbadge.lab.datasets import Dataset, at_its_place, is_resplit, load_dataset
 from fastbadge.lab.environment import describe_environment
-from fastbadge.lab.models import build_model
+from fastbadge.lab.models import build_model, drawing_from
 from fastbadge.lab.protocol import Config, check_pool_size, check_runnable
 from fastbadge.lab.seeds import generator_for, seed_for
 from fastbadge.lab.sources import Shared, Source, can_share, loaded
@@ -35,7 +35,7 @@ from fastbadge.lab.store import (
     record_environment,
     record_round,
 )
-from fastbadge.lab.training import evaluate
+from fastbadge.lab.training import batch_sizes, evaluate
 from fastbadge.lab.workers import Place, Workers, in_this_process, on_cluster, on_this_host
 from fastbadge.pools import load_arithmetic
 from fastbadge.select import select
@@ -159,6 +159,15 @@ def _check_model(config: Config, dataset: Dataset) -> None:
     if any("samples" in get_strategy(name).needs for name in config.strategies):
         with fixed_dropout(model, torch.Generator()):
             pass
+    if 1 in batch_sizes(config.initial_labels, config.train_batch):
+        try:
+            with torch.no_grad(), drawing_from(torch.Generator()):
+                model.train()(dataset.x_pool_NF[:1].cpu())
+        except ValueError as error:  # of BatchNorm, which then has nothing to compare
+            raise InputError(
+                f"model {config.model} cannot be trained on one example at a time ({error}); pass "
+                "initial_labels and train_batch of at least 2"
+            ) from error
 
 
 def _run_rounds(

@@ -16,11 +16,13 @@ from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any, Literal, TypeAlias
 
 import torch
 
 from fastbadge.errors import InputError, RunError
+from fastbadge.interrupts import uninterrupted
 
 _THREADS_OF = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _CONNECT_SECONDS = 10
@@ -75,7 +77,7 @@ def on_this_host(jobs: int, threads: int) -> Iterator[Workers]:
         env=dict.fromkeys(_THREADS_OF, str(threads)),
     )
     try:
-        with _interrupt_ignored():
+        with _spared_interrupt():
             executor.submit(int)  # the first task starts the processes
         # One task waits, so that no process does while a finished one is recorded. Several trials
         # a process take turns, so that the last ones of a run keep all processes busy.
@@ -126,13 +128,17 @@ def on_cluster(address: str) -> Iterator[Workers]:
 
 
 def _prepare(command: int) -> None:
-    """Ties a new worker to its command, and spares it what loky does against leaks of memory."""
+    """Ties a new worker to its command alone, and spares it what loky does against leaks of memory.
+
+    Ctrl-C is the command's to answer, also for workers started later, in place of others.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(command,), daemon=True).start()
     from joblib.externals.loky import process_executor
 
     # It would end a worker that has grown by 300 MB, as ours do when they load data and numba.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
-    # Or, where there is no psutil, collect garbage each second: 0.1 s for what torch has imported.
+    # It collects garbage too: 0.1 s for what torch has imported.
     gc.freeze()
 
 
@@ -154,16 +160,19 @@ class _Immediately(Executor):
 
 
 @contextmanager
-def _interrupt_ignored() -> Iterator[None]:
-    """Processes started meanwhile ignore Ctrl-C, which the terminal sends to all of them.
+def _spared_interrupt() -> Iterator[None]:
+    """Processes started meanwhile get no Ctrl-C, which the terminal sends to all of them.
 
-    It is the parent's to answer; without this each worker shows a traceback of its own.
+    It is the parent's to answer, afterwards; each worker would show a traceback of its own.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with uninterrupted():  # what is started by half shows one too
+        if not hasattr(signal, "pthread_sigmask"):  # Windows, where nothing of it is inherited
+            yield
+            return
+        # loky would start it meanwhile, and it unblocks the signal.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
