@@ -67,10 +67,19 @@ def test_any_shards_of_any_pool_give_the_picks_of_the_whole(request, job):
 
 def test_what_is_rejected_does_not_travel(two):
     k, bytes_a_row = 100, 40 + 4 * (5 + 8)
-    _, picked = jobs.traffic(k)
-    for sent, picked_together in (process["traffic"] for process in two):
-        assert picked_together == picked
-        assert sent < 5 * k * bytes_a_row  # 91 times k where all that is drawn travels
+    alone = jobs.traffics()["rejected"]
+    for together in (process["traffic"]["rejected"] for process in two):
+        assert together["picked"] == alone["picked"]
+        assert together["sent"] < 6 * k * bytes_a_row  # 91 times k where all that is drawn travels
+        # Two a block, now and then three, and 4 before the first.
+        assert together["exchanges"] < 2.2 * together["blocks"] + 4
+
+
+def test_a_block_that_is_accepted_takes_one_exchange(two):
+    alone = jobs.traffics()["accepted"]
+    for together in (process["traffic"]["accepted"] for process in two):
+        assert together["picked"] == alone["picked"]
+        assert together["exchanges"] == together["blocks"] + 4
 
 
 @pytest.mark.parametrize("job", ["two", "three"])
@@ -205,7 +214,20 @@ def test_trees_that_hold_parts_draw_like_one_that_holds_all(weight, borders, see
         drawn = [part.draw(uniform_B) for part in parts]
         assert all((holder(drawn_B) == holder(row_B)).all() for drawn_B in drawn)
         assert [drawn[h][i] for i, h in enumerate(holder(row_B))] == row_B.tolist()
-        # Lower them, each tree those that it holds, and tell the sums.
+        # Lower them, each tree all of them once it has heard of those that it does not hold.
+        lowered_B = rng.random(30) * whole.weight_N[row_B]
+        path_BL = np.concatenate([parts[h].path(row_B[[i]]) for i, h in enumerate(holder(row_B))])
+        assert path_BL.shape[1] == whole.path_length
+        assert path_BL[:, 0].tolist() == whole.weight_N[row_B].tolist()
+        whole.lower(row_B, lowered_B)
+        for part in parts:
+            part.hear(row_B, path_BL)
+            part.lower(row_B, lowered_B)
+        assert {part.total for part in parts} == {whole.total}
+        if whole.total == 0:
+            return
+        # Lower others, each tree those that it holds, and tell the sums.
+        row_B = whole.draw(rng.random(30))
         lowered_B = rng.random(30) * whole.weight_N[row_B]
         whole.lower(row_B, lowered_B)
         for i, part in enumerate(parts):
