@@ -202,6 +202,8 @@ def iterate_outputs(
     """
     wrapper, model = model, _unwrapped(model)
     given = None if head is None else resolve_head(model, head, wrapper)
+    # What the user calls the logits are the logits.
+    sigmoids = False if forward is not None else True if task == "multilabel" else None
     found: Head | None = None
     most_rows = sys.maxsize
     with _evaluating(model, device) as place, closing(Watcher()) as watcher:
@@ -214,7 +216,13 @@ def iterate_outputs(
                     output = _run(model, moved(part, place), forward)
                     calls = watcher.take()
                     head = found or find_head(
-                        calls, output, rows, model, features=features, given=given
+                        calls,
+                        output,
+                        rows,
+                        model,
+                        features=features,
+                        given=given,
+                        sigmoids=sigmoids,
                     )
                     return head, *read_head(head, calls, output, rows, model)
             except torch.OutOfMemoryError:
