@@ -320,11 +320,16 @@ def errors(digits: np.ndarray) -> dict[str, str]:
     attempt("loaders", x=loaders[rank % 2])
     attempt("tensor or loader", x=(x, loaders[0])[rank % 2])
     attempt("numbers of NumPy", k=(5, np.int64(5))[rank % 2], seed=(0, np.int64(0))[rank % 2])
+    attempt("no module", model=(model, 5)[rank % 2])
+    attempt("head", head=(None, "3")[rank % 2])
+    attempt("amp", amp=(None, "bf16")[rank % 2])
+    attempt("head by module", head=model[3])
     widths = fb.GradientEmbedding(torch.rand(50, 3), torch.rand(50, 3 + rank))
     said["widths"] = raised(lambda: fb.kmeans_pp(fb.ShardedPool(widths), 5, seed=0))
     emb = fb.GradientEmbedding(torch.rand(500, 3), torch.rand(500, 3))
     said["disk"] = raised(lambda: fb.kmeans_pp(fb.ShardedPool(BrokenDisk(emb)), 50, seed=0))
     said["no rows"] = raised(fb.ShardedPool, None)
+    said["sizes"] = raised(fb.ShardedPool, emb, sizes=[500, 400])
     attempt("nothing")
     return said
 

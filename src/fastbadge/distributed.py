@@ -255,8 +255,10 @@ def check_whole(model: nn.Module) -> None:
     """Refuse a model that no process can run without the others.
 
     Raises:
-        InputError: some of its parameters lie in other processes.
+        InputError: some of its parameters lie in other processes, or it is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     for module in model.modules():
         names = {kind.__name__ for kind in type(module).__mro__}
         if names & {"FullyShardedDataParallel", "FSDPModule"}:

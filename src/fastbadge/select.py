@@ -152,6 +152,8 @@ def select(
                 task=task,
                 include_bias=include_bias,
                 batch_size=step,
+                head=_head_name(model, head),
+                amp=amp,
                 model=f"of weights with checksum {weights}",
             )
             said.here = terms, buffers
@@ -410,6 +412,13 @@ def _shard(job: Job, registered: Registered, model: nn.Module, N: int, step: int
         check_whole(model)
     # Whole batches, so that each is what a single process would run, to the bit.
     return Shard.of(job, N, max(1, step))
+
+
+def _head_name(model: nn.Module, head: str | nn.Module | None) -> str | None:
+    """How all processes may call the head that was given; the same in each for the same layer."""
+    if not isinstance(head, nn.Module):
+        return head
+    return next((name for name, module in model.named_modules() if module is head), "of none")
 
 
 def _gather(
