@@ -217,32 +217,43 @@ def pools_with_other_picks(folder: Path) -> list[str]:
 
 
 class Counted(Job):
-    """Counts the bytes it sends."""
+    """Counts its exchanges, and the bytes it sends."""
 
-    sent = 0
+    exchanges = sent = 0
 
     def _to_all(self, ours, counts):
+        Counted.exchanges += 1
         Counted.sent += ours.nbytes * (self.size - 1)
         return super()._to_all(ours, counts)
 
 
-def traffic(k: int) -> tuple[int, list[int]]:
-    """Bytes that all processes send where hundreds of proposals are rejected for a pick; picks."""
+def traffic(emb: fb.GradientEmbedding, k: int) -> dict[str, object]:
+    """Picks of kmeans_pp over processes, what travels meanwhile, and how many blocks are drawn."""
+    pool, draws = emb, []
+    if dist.is_initialized():
+        pool = fb.ShardedPool(part_of(emb, np.array([1500, 2000])))
+        pool.job, Counted.sent, Counted.exchanges = Counted(), 0, 0
+    cost, kmeanspp._COST_OF_NUMBER = kmeanspp._COST_OF_NUMBER, 10**6  # weights are never renewed
+    uniform = kmeanspp._uniform
+    kmeanspp._uniform = lambda *arguments: draws.append(1) or uniform(*arguments)
+    try:
+        picked = fb.kmeans_pp(pool, k, seed=0).tolist()
+    finally:
+        kmeanspp._COST_OF_NUMBER, kmeanspp._uniform = cost, uniform
+    sent, exchanges, blocks = sum(Job().gather(Counted.sent)), Counted.exchanges, len(draws) // 2
+    return {"picked": picked, "sent": sent, "exchanges": exchanges, "blocks": blocks}
+
+
+def traffics() -> dict[str, dict[str, object]]:
+    """Of a pool where hundreds of proposals are rejected for a pick; of one where few are."""
     generator = torch.Generator().manual_seed(0)
     error_NC = torch.randn(20, 5, generator=generator)[torch.arange(4000) % 20]
     feature_ND = torch.randn(20, 8, generator=generator)[torch.arange(4000) % 20]
     feature_ND += 0.1 * torch.randn(4000, 8, generator=generator)
-    emb = fb.GradientEmbedding(error_NC, feature_ND)
-    cost, kmeanspp._COST_OF_NUMBER = kmeanspp._COST_OF_NUMBER, 10**6  # weights are never renewed
-    try:
-        if not dist.is_initialized():
-            return 0, fb.kmeans_pp(emb, k, seed=0).tolist()
-        pool = fb.ShardedPool(part_of(emb, np.array([1500, 2000])))
-        pool.job, Counted.sent = Counted(), 0
-        picked = fb.kmeans_pp(pool, k, seed=0).tolist()
-    finally:
-        kmeanspp._COST_OF_NUMBER = cost
-    return sum(Job().gather(Counted.sent)), picked
+    rejected = fb.GradientEmbedding(error_NC, feature_ND)
+    factors = (torch.randn(4000, n, generator=generator) for n in (5, 64))
+    accepted = fb.GradientEmbedding(*map(nn.functional.normalize, factors))
+    return {"rejected": traffic(rejected, 100), "accepted": traffic(accepted, 200)}
 
 
 class Failing(nn.Module):
@@ -309,11 +320,16 @@ def errors(digits: np.ndarray) -> dict[str, str]:
     attempt("loaders", x=loaders[rank % 2])
     attempt("tensor or loader", x=(x, loaders[0])[rank % 2])
     attempt("numbers of NumPy", k=(5, np.int64(5))[rank % 2], seed=(0, np.int64(0))[rank % 2])
+    attempt("no module", model=(model, 5)[rank % 2])
+    attempt("head", head=(None, "3")[rank % 2])
+    attempt("amp", amp=(None, "bf16")[rank % 2])
+    attempt("head by module", head=model[3])
     widths = fb.GradientEmbedding(torch.rand(50, 3), torch.rand(50, 3 + rank))
     said["widths"] = raised(lambda: fb.kmeans_pp(fb.ShardedPool(widths), 5, seed=0))
     emb = fb.GradientEmbedding(torch.rand(500, 3), torch.rand(500, 3))
     said["disk"] = raised(lambda: fb.kmeans_pp(fb.ShardedPool(BrokenDisk(emb)), 50, seed=0))
     said["no rows"] = raised(fb.ShardedPool, None)
+    said["sizes"] = raised(fb.ShardedPool, emb, sizes=[500, 400])
     attempt("nothing")
     return said
 
@@ -325,7 +341,7 @@ def two_processes(digits: np.ndarray, folder: Path) -> dict[str, object]:
         "ddp": same_in_a_ddp_model(digits),
         "uneven": after_uneven_training(digits),
         "pools": pools_with_other_picks(folder),
-        "traffic": traffic(100),
+        "traffic": traffics(),
         "errors": errors(digits),
         "unseeded": [fb.select(mlp(), x, 10).tolist() for _ in range(2)],
         "spread": spread_model(x),

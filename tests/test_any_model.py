@@ -492,6 +492,56 @@ def test_endings_and_tasks_that_disagree():
         fb.select(unknown, X, 2, strategy="margin")
 
 
+class Calibrated(nn.Module):
+    """Divides its logits by a temperature before the sigmoid, as calibration does."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.head = nn.Linear(4, outputs)
+
+    def forward(self, x):
+        return torch.sigmoid(self.head(x) / 2)
+
+
+@pytest.mark.parametrize(("outputs", "task"), [(1, "binary"), (3, "multilabel")])
+def test_probabilities_of_nobody_knows_what_are_not_taken_as_logits(outputs, task):
+    torch.manual_seed(0)
+    model, options = Calibrated(outputs), {"strategy": "margin", "task": task}
+    with pytest.raises(fb.InputError, match=r"numbers from 0 to 1, not from a linear layer"):
+        fb.select(model, X, 5, **options)
+    picked = fb.select(model, X, 5, forward=lambda m, batch: m(batch).logit(), **options)
+    double = fb.select(model, X, 5, forward=lambda m, batch: m.head(batch) / 2, **options)
+    assert picked.equal(double)
+    # Who says so means it.
+    assert len(fb.select(model, X, 5, forward=lambda m, batch: m(batch), **options)) == 5
+
+
+class Sorted(nn.Module):
+    """Runs the longest first, as packed sequences are, and puts its outputs back."""
+
+    def __init__(self, late):
+        super().__init__()
+        self.head, self.late = nn.Linear(4, 3), late
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        back = order.argsort()
+        return self.head(x[order])[back] if self.late else self.head(x[order][back])
+
+
+def test_a_head_that_sees_the_examples_in_another_order_is_refused():
+    torch.manual_seed(0)
+    late, soon = Sorted(late=True), Sorted(late=False)
+    soon.load_state_dict(late.state_dict())
+    with pytest.raises(fb.InputError, match=r"no nn.Linear returned the model's output"):
+        fb.select(late, X, 5)
+    for strategy in ("badge", "margin"):
+        with pytest.raises(fb.InputError, match="head 'head' is called on the examples in another"):
+            fb.select(late, X, 5, head="head", strategy=strategy)
+    assert len(fb.select(soon, X, 5)) == 5
+    assert len(fb.select(soon, X[:1].expand(9, 4), 5, strategy="margin")) == 5
+
+
 class Smoothed(nn.CrossEntropyLoss):
     pass
 

@@ -65,12 +65,26 @@ def test_any_shards_of_any_pool_give_the_picks_of_the_whole(request, job):
     assert [process["pools"] for process in survivors(request, job)] == [[], []]
 
 
-def test_what_is_rejected_does_not_travel(two):
+@pytest.fixture(scope="module")
+def traffics_alone() -> dict[str, dict]:
+    return jobs.traffics()
+
+
+def test_what_is_rejected_does_not_travel(two, traffics_alone):
     k, bytes_a_row = 100, 40 + 4 * (5 + 8)
-    _, picked = jobs.traffic(k)
-    for sent, picked_together in (process["traffic"] for process in two):
-        assert picked_together == picked
-        assert sent < 5 * k * bytes_a_row  # 91 times k where all that is drawn travels
+    alone = traffics_alone["rejected"]
+    for together in (process["traffic"]["rejected"] for process in two):
+        assert together["picked"] == alone["picked"]
+        assert together["sent"] < 6 * k * bytes_a_row  # 91 times k where all that is drawn travels
+        # Two a block, now and then three, and 4 before the first.
+        assert together["exchanges"] < 2.2 * together["blocks"] + 4
+
+
+def test_a_block_that_is_accepted_takes_one_exchange(two, traffics_alone):
+    alone = traffics_alone["accepted"]
+    for together in (process["traffic"]["accepted"] for process in two):
+        assert together["picked"] == alone["picked"]
+        assert together["exchanges"] == together["blocks"] + 4
 
 
 @pytest.mark.parametrize("job", ["two", "three"])
@@ -108,6 +122,9 @@ def test_without_a_seed_all_draw_the_same_and_each_time_anew(two):
         ("loaders", "InputError: batch_size is 64 in process 0 but 100 in process 1"),
         ("tensor or loader", "InputError: batch_size is 100 in process 0 but 64 in process 1"),
         ("numbers of NumPy", "nothing"),
+        ("head", "InputError: head is None in process 0 but '3' in process 1"),
+        ("head by module", "nothing"),
+        ("amp", "InputError: amp is None in process 0 but 'bf16' in process 1"),
         ("widths", "InputError: the processes hold factors of (C, D, dtype) (3, 3, torch.f"),
         ("no rows", "InputError: no process has a row of the pool"),
         ("nothing", "nothing"),
@@ -125,6 +142,7 @@ def test_all_processes_are_told_the_same(two, what, message):
         ("raises", 1, "RuntimeError: no memory", "RuntimeError: no memory"),
         ("nan", 1, "InputError: logits are NaN", "for the example at position 1700; mend"),
         ("disk", 1, "OSError: the disk is gone", "OSError: the disk is gone"),
+        ("no module", 1, "InputError: model is a int; expected", "InputError: model is a int; exp"),
     ],
 )
 def test_the_others_are_told_who_failed_and_why(two, what, guilty, own, others):
@@ -133,6 +151,12 @@ def test_the_others_are_told_who_failed_and_why(two, what, guilty, own, others):
     assert told.startswith(f"DistributedError: process {guilty} of 2 failed: ")
     assert others in told
     assert "\n" not in told
+
+
+def test_sizes_that_are_not_those_of_the_shards(two):
+    assert two[0]["errors"]["sizes"] == "nothing"
+    message = "InputError: sizes is [500, 400], but process 1 of 2 holds 500 rows; leave it out"
+    assert two[1]["errors"]["sizes"] == message
 
 
 def test_a_model_spread_over_the_processes_is_refused(two):
@@ -205,7 +229,20 @@ def test_trees_that_hold_parts_draw_like_one_that_holds_all(weight, borders, see
         drawn = [part.draw(uniform_B) for part in parts]
         assert all((holder(drawn_B) == holder(row_B)).all() for drawn_B in drawn)
         assert [drawn[h][i] for i, h in enumerate(holder(row_B))] == row_B.tolist()
-        # Lower them, each tree those that it holds, and tell the sums.
+        # Lower them, each tree all of them once it has heard of those that it does not hold.
+        lowered_B = rng.random(30) * whole.weight_N[row_B]
+        path_BL = np.concatenate([parts[h].path(row_B[[i]]) for i, h in enumerate(holder(row_B))])
+        assert path_BL.shape[1] == whole.path_length
+        assert path_BL[:, 0].tolist() == whole.weight_N[row_B].tolist()
+        whole.lower(row_B, lowered_B)
+        for part in parts:
+            part.hear(row_B, path_BL)
+            part.lower(row_B, lowered_B)
+        assert {part.total for part in parts} == {whole.total}
+        if whole.total == 0:
+            return
+        # Lower others, each tree those that it holds, and tell the sums.
+        row_B = whole.draw(rng.random(30))
         lowered_B = rng.random(30) * whole.weight_N[row_B]
         whole.lower(row_B, lowered_B)
         for i, part in enumerate(parts):

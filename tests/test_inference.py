@@ -7,6 +7,7 @@ import torch
 from pandas import DataFrame
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
 
 import fastbadge as fb
@@ -330,6 +331,28 @@ def test_a_bad_logit_leaves_the_model_as_it_was_and_names_the_position():
             fb.select(model, x, 3, strategy=strategy, batch_size=4, labeled=[0, 7])
     assert_same_state(before, state_of(model))
     assert len(fb.select(model, x, 3, labeled=[7, 13])) == 3
+
+
+class Reads(TorchDispatchMode):
+    """Counts what the host would wait for on another device: values and comparisons it reads."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.equal.default,
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_reads_two_values_a_batch():
+    model, counts = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), []
+    for batches in (5, 10):
+        with Reads() as reads:
+            infer(model, torch.randn(10 * batches, 4), batch_size=10)
+        counts.append(reads.count)
+    assert counts[1] - counts[0] == 2 * 5  # that the head gave the output; that all is finite
 
 
 def test_bad_features_and_huge_finite_logits():

@@ -10,8 +10,10 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -31,6 +33,33 @@ _Value = TypeVar("_Value")
 
 # Bytes of a short message; longer ones take a second exchange.
 _FRAME = 512
+
+
+@dataclass(eq=False, slots=True)
+class Said:
+    """What this process has to say, and what each has said, in order of rank; a few numbers."""
+
+    here: Any = None
+    everywhere: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a call of several processes must agree on: its arguments, and a digest of the generator.
+
+    >>> Terms.of(torch.Generator().manual_seed(0), k=5).arguments
+    {'k': '5'}
+    """
+
+    arguments: dict[str, str]
+    state: bytes
+
+    @classmethod
+    def of(cls, generator: Generator, **arguments: object) -> Terms:
+        """Of the arguments their words, and of 5,000 bytes of state 16."""
+        # int(): of equal numbers NumPy's have another repr.
+        words = {n: repr(int(v) if is_whole(v) else v) for n, v in arguments.items()}
+        return cls(words, blake2b(generator.get_state().numpy().data, digest_size=16).digest())
 
 
 class Job:
@@ -74,14 +103,23 @@ class Job:
         return [pickle.loads(message) for message in messages]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """A block that every process leaves in the same way: if one raises, all do."""
+    def together(self) -> Iterator[Said]:
+        """A block that every process leaves in the same way: if one raises, all do.
+
+        What each has to say by then, the others know afterwards: one exchange for both.
+
+        >>> with Job().together() as said:
+        ...     said.here = "anything"
+        >>> said.everywhere
+        ['anything']
+        """
+        said = Said()
         failure: Exception | None = None
         try:
-            yield
+            yield said
         except Exception as error:
             failure = error
-        self._raise_any(failure)
+        said.everywhere = self._raise_any(failure, said.here)
 
     def share(self, counts: Sequence[int], work: Callable[[], Tensor]) -> Tensor:
         """Do some work in every process, and give the words it results in to all.
@@ -106,34 +144,36 @@ class Job:
             self._raise_any(failure)
         return torch.cat([part[1:] for part in parts])
 
-    def align(self, generator: Generator, **arguments: object) -> None:
+    def align(self, generator: Generator, terms: Sequence[Terms]) -> None:
         """Bring the generators of all processes to the state of the first one's.
+
+        Args:
+            generator: this process's.
+            terms: those of each process, of this generator and of its arguments.
 
         Raises:
             InputError: an argument is not the same in each process; names the first, and where.
         """
-        if self.size == 1:
-            return
-        state = generator.get_state() if self.rank == 0 else None
-        # int(): of equal numbers NumPy's have another repr.
-        words = {n: repr(int(v) if is_whole(v) else v) for n, v in arguments.items()}
-        said = self.gather((words, state))
-        for name, first in said[0][0].items():
-            for rank, (values, _) in enumerate(said):
-                if values[name] != first:
+        for name, first in terms[0].arguments.items():
+            for rank, said in enumerate(terms):
+                if said.arguments[name] != first:
                     raise InputError(
-                        f"{name} is {first} in process 0 but {values[name]} in process {rank}; "
-                        "every process must pass the same"
+                        f"{name} is {first} in process 0 but {said.arguments[name]} in process "
+                        f"{rank}; every process must pass the same"
                     )
-        generator.set_state(said[0][1])  # type: ignore[arg-type]
+        if len({said.state for said in terms}) > 1:
+            state = self.gather(generator.get_state() if self.rank == 0 else None)[0]
+            generator.set_state(state)  # type: ignore[arg-type]
 
-    def _raise_any(self, failure: Exception | None) -> None:
-        reasons = self.gather(None if failure is None else _line_about(failure))
+    def _raise_any(self, failure: Exception | None, value: object = None) -> list[Any]:
+        """What every process has to say, unless one of them has failed."""
+        said = self.gather((None if failure is None else _line_about(failure), value))
         if failure is not None:
             raise failure
-        for rank, reason in enumerate(reasons):
+        for rank, (reason, _) in enumerate(said):
             if reason is not None:
                 raise DistributedError(f"process {rank} of {self.size} failed: {reason}")
+        return [value for _, value in said]
 
     def _bytes_to_all(self, ours: bytes, counts: Sequence[int]) -> list[bytes]:
         byte = torch.frombuffer(bytearray(ours), dtype=torch.uint8).to(self.device)
@@ -162,7 +202,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shard:
-    """The rows of a pool that one process works on, `start` to `stop` - 1.
+    """The rows of a pool that this process works on, `start` to `stop` - 1, and how the others lie.
 
     >>> shard = Shard.of(Job(), num_rows=5, step=2)
     >>> shard.num_rows, shard.lowest(torch.tensor([3.0, 1.0, 2.0, 1.0, 5.0]), k=3)
@@ -170,20 +210,34 @@ class Shard:
     """
 
     job: Job
-    start: int
-    stop: int
+    bounds: tuple[int, ...]  # where the rows of each process begin, and where the last ones end
 
     @classmethod
     def of(cls, job: Job, num_rows: int, step: int) -> Shard:
-        """This process's part, as even as whole steps allow, so that each batch is a whole one."""
+        """Parts as even as whole steps allow, so that each batch is a whole one."""
         steps = -(-num_rows // step)
-        start, stop = (steps * rank // job.size * step for rank in (job.rank, job.rank + 1))
-        return cls(job, start, min(stop, num_rows))
+        starts = (steps * rank // job.size * step for rank in range(job.size))
+        return cls(job, (*starts, num_rows))
+
+    @property
+    def start(self) -> int:
+        """The first row of this process."""
+        return self.bounds[self.job.rank]
+
+    @property
+    def stop(self) -> int:
+        """The row after its last one."""
+        return self.bounds[self.job.rank + 1]
 
     @property
     def num_rows(self) -> int:
         """How many; a shard is no sequence, of which one without rows would count as False."""
         return self.stop - self.start
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many rows each process has."""
+        return [stop - start for start, stop in pairwise(self.bounds)]
 
     def lowest(self, value_N: Tensor, k: int) -> Tensor:
         """Rows of the k lowest values in the whole pool, from the values of each shard's rows.
@@ -201,8 +255,10 @@ def check_whole(model: nn.Module) -> None:
     """Refuse a model that no process can run without the others.
 
     Raises:
-        InputError: some of its parameters lie in other processes.
+        InputError: some of its parameters lie in other processes, or it is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     for module in model.modules():
         names = {kind.__name__ for kind in type(module).__mro__}
         if names & {"FullyShardedDataParallel", "FSDPModule"}:
@@ -241,22 +297,16 @@ def _bits(tensor: Tensor) -> Tensor:
 def lent_buffers(job: Job, model: nn.Module) -> Iterator[None]:
     """Let every process run the model with the first one's buffers, and give back its own.
 
-    What batch normalisation has seen in training is not the same in each. Nothing but a checksum
-    travels where it is.
+    What batch normalisation has seen in training is not the same in each.
 
     Raises:
         InputError: the buffers of some process have other shapes.
     """
-    with job.together():
-        own = [
-            (module, name, buffer)
-            for module in model.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
-        ours = checksum(buffer for _, _, buffer in own)
-    if len(set(job.gather(ours))) == 1:
-        yield
-        return
+    own = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     lent = job.gather([buffer.cpu() for _, _, buffer in own] if job.rank == 0 else None)[0]
     with job.together():
         assert lent is not None

@@ -111,10 +111,12 @@ def find_head(
     *,
     features: bool,
     given: nn.Module | None = None,
+    sigmoids: bool | None = None,
 ) -> Head:
     """The head that a first batch of `rows` shows; with `features` it must be a layer.
 
-    A layer that the user has given is the head, if only it is linear.
+    A layer that the user has given is the head, if only it is linear. `sigmoids`: whether numbers
+    from 0 to 1 that no layer gave are doubted, which may be probabilities; None for one output.
 
     Raises:
         InputError: no such layer, several of them, or an output that is not one row an example.
@@ -159,6 +161,14 @@ def find_head(
         raise InputError(
             "the model returns probabilities, not logits, and not from a linear layer; pass "
             "forward=lambda model, batch: ... that returns their logarithm"
+        )
+    if sigmoids is None:
+        sigmoids = target_BC.shape[1] == 1
+    if sigmoids and bool(((target_BC >= 0) & (target_BC <= 1)).all()):
+        raise InputError(
+            "the model returns numbers from 0 to 1, not from a linear layer; if they are "
+            "probabilities pass forward=lambda model, batch: model(batch).logit(), if they are "
+            "logits forward=lambda model, batch: model(batch)"
         )
     return Head(None, place)
 
@@ -427,12 +437,29 @@ def _read_given(
                     return pair
     if calls and calls[-1].output.numel() == rows * calls[-1].output.shape[-1]:
         call = calls[-1]
-        return call.output.reshape(rows, -1), call.feature.reshape(rows, -1)
+        logit_BC = call.output.reshape(rows, -1)
+        if any(_reordered(logit_BC, tensor, rows) for tensor in tensors_in(output)):
+            raise InputError(
+                f"head {_name(layer, model)} is called on the examples in another order than the "
+                "batch's (as of sequences sorted by length); let the model put them back before it"
+            )
+        return logit_BC, call.feature.reshape(rows, -1)
     raise InputError(
         f"head {_name(layer, model)} gave no row of logits an example (not called, or called on "
         f"tokens or pixels that the model neither averages nor takes one of); pass another: the "
         f"model has {_listed(linear_layers(model))}"
     )
+
+
+def _reordered(logit_BC: Tensor, tensor: Tensor, rows: int) -> bool:
+    """Whether a tensor of the output has the same rows in another order."""
+    if not _is_matrix(tensor, rows, alone=False):
+        return False
+    target_BC = _as_matrix(tensor, rows)
+    if target_BC.shape != logit_BC.shape:
+        return False
+    left_BC, right_BC = (matrix.sort(dim=0).values for matrix in (logit_BC, target_BC))
+    return _identical(left_BC, right_BC.to(left_BC))
 
 
 def _no_matrix(output: Any, tensors: list[Tensor], rows: int) -> str:

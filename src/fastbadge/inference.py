@@ -175,9 +175,7 @@ def infer_batches(
             start, end = end, end + len(logit_BC)
             if end > N:
                 break
-            _check_finite(logit_BC, "logits", positions, start)
-            if feature_BD is not None:
-                _check_finite(feature_BD, "features", positions, start)
+            _check_finite({"logits": logit_BC, "features": feature_BD}, positions, start)
             yield logit_BC, feature_BD
             advance(len(logit_BC))
     if end != N:
@@ -202,6 +200,8 @@ def iterate_outputs(
     """
     wrapper, model = model, _unwrapped(model)
     given = None if head is None else resolve_head(model, head, wrapper)
+    # What the user calls the logits are the logits.
+    sigmoids = False if forward is not None else True if task == "multilabel" else None
     found: Head | None = None
     most_rows = sys.maxsize
     with _evaluating(model, device) as place, closing(Watcher()) as watcher:
@@ -214,7 +214,13 @@ def iterate_outputs(
                     output = _run(model, moved(part, place), forward)
                     calls = watcher.take()
                     head = found or find_head(
-                        calls, output, rows, model, features=features, given=given
+                        calls,
+                        output,
+                        rows,
+                        model,
+                        features=features,
+                        given=given,
+                        sigmoids=sigmoids,
                     )
                     return head, *read_head(head, calls, output, rows, model)
             except torch.OutOfMemoryError:
@@ -415,15 +421,18 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
     return next(floats, torch.get_default_dtype())
 
 
-def _check_finite(matrix_BX: Tensor, name: str, positions: Tensor | None, start: int) -> None:
-    if bool(matrix_BX.sum().isfinite()):  # one read, no mask; may overflow, hence the next line
+def _check_finite(outputs: dict[str, Tensor | None], positions: Tensor | None, start: int) -> None:
+    named = {name: matrix for name, matrix in outputs.items() if matrix is not None}
+    # All in one read, for which the host waits; no mask; may overflow, hence what follows.
+    if bool(torch.stack([matrix.sum().isfinite() for matrix in named.values()]).all()):
         return
-    bad_B = ~matrix_BX.isfinite().all(dim=1)
-    if not bool(bad_B.any()):
-        return
-    row = start + int(bad_B.nonzero()[0, 0])
-    position = row if positions is None else int(positions[row])
-    raise InputError(
-        f"{name} are NaN or infinite, first for the example at position {position}; "
-        "mend that example or the model's weights"
-    )
+    for name, matrix_BX in named.items():
+        bad_B = ~matrix_BX.isfinite().all(dim=1)
+        if not bool(bad_B.any()):
+            continue
+        row = start + int(bad_B.nonzero()[0, 0])
+        position = row if positions is None else int(positions[row])
+        raise InputError(
+            f"{name} are NaN or infinite, first for the example at position {position}; "
+            "mend that example or the model's weights"
+        )

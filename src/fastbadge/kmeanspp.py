@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastbadge.distributed import Job
+from fastbadge.distributed import Job, Terms
 from fastbadge.errors import InputError, MassExhaustedWarning, level_outside
 from fastbadge.inputs import is_whole
 from fastbadge.pools import GradientPool, ScaledPool
@@ -89,7 +89,7 @@ def kmeans_pp(
     1
     """
     job = emb.job if isinstance(emb, ShardedPool) else Job(group=False)
-    with job.together():
+    with job.together() as said:
         if not isinstance(emb, ShardedPool) and not hasattr(emb, "factors"):
             raise InputError(
                 f"emb is a {type(emb).__name__}; expected a pool of gradients, such as "
@@ -97,7 +97,8 @@ def kmeans_pp(
             )
         _check_arguments(k, len(emb), first, tile_mb)
         draw = resolve_generator(seed, generator)
-    job.align(draw, k=k, first=first, seed=seed)
+        said.here = Terms.of(draw, k=k, first=first, seed=seed)
+    job.align(draw, said.everywhere)
     weights: Weights
     if isinstance(emb, ShardedPool):
         weights = emb.weights(tile_mb)

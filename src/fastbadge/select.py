@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from fastbadge.batches import Pool, pool_size, rows_a_batch
-from fastbadge.distributed import Group, Job, Shard, check_whole, checksum, lent_buffers, silent
+from fastbadge.distributed import (
+    Group,
+    Job,
+    Shard,
+    Terms,
+    check_whole,
+    checksum,
+    lent_buffers,
+    silent,
+)
 from fastbadge.dropout import fixed_dropout
 from fastbadge.errors import InputError
 from fastbadge.gradients import GradientEmbedding, Task, resolve_task, sigmoid
@@ -119,7 +128,7 @@ def select(
     (torch.Size([5]), True)
     """
     job = Job(group)
-    with job.together():
+    with job.together() as said:
         registered = get_strategy(strategy)
         position_N, known_L = _divide(labeled, pool_size(pool))
         _check_k(k, len(position_N))
@@ -128,22 +137,31 @@ def select(
         task = task_of(model, task, loss)
         step = rows_a_batch(pool, batch_size)
         shard = _shard(job, registered, model, len(position_N), step)
-        weights = "" if shard is None or not registered.needs else checksum(model.parameters())
-    ours = position_N
+        if shard is not None:
+            weights, buffers = (
+                checksum(tensors) if registered.needs else ""
+                for tensors in (model.parameters(), model.buffers())
+            )
+            terms = Terms.of(
+                draw,
+                k=k,
+                strategy=strategy,
+                pool_size=pool_size(pool),
+                labeled=f"all but {len(position_N)}, checksum {crc32(position_N.numpy().data):08x}",
+                seed=seed,
+                task=task,
+                include_bias=include_bias,
+                batch_size=step,
+                head=_head_name(model, head),
+                amp=amp,
+                model=f"of weights with checksum {weights}",
+            )
+            said.here = terms, buffers
+    ours, lent = position_N, False
     if shard is not None:
         ours = position_N[shard.start : shard.stop]
-        job.align(
-            draw,
-            k=k,
-            strategy=strategy,
-            pool_size=pool_size(pool),
-            labeled=f"all but {len(position_N)}, checksum {crc32(position_N.numpy().data):08x}",
-            seed=seed,
-            task=task,
-            include_bias=include_bias,
-            batch_size=step,
-            model=f"of weights with checksum {weights}",
-        )
+        job.align(draw, [terms for terms, _ in said.everywhere])
+        lent = len({buffers for _, buffers in said.everywhere}) > 1
     run = partial(
         infer_batches,
         model,
@@ -178,7 +196,7 @@ def select(
             yield _probabilities(logit_NC, resolved)(slice(0, len(position_N)))
 
     with ExitStack() as scratch:
-        if shard is not None and registered.needs:
+        if lent:
             scratch.enter_context(lent_buffers(job, model))
         with job.together(), silent(model):
             room = factors_dir if factors else None
@@ -394,6 +412,13 @@ def _shard(job: Job, registered: Registered, model: nn.Module, N: int, step: int
         check_whole(model)
     # Whole batches, so that each is what a single process would run, to the bit.
     return Shard.of(job, N, max(1, step))
+
+
+def _head_name(model: nn.Module, head: str | nn.Module | None) -> str | None:
+    """How all processes may call the head that was given; the same in each for the same layer."""
+    if not isinstance(head, nn.Module):
+        return head
+    return next((name for name, module in model.named_modules() if module is head), "of none")
 
 
 def _gather(

@@ -17,7 +17,7 @@ class SumTree:
 
     Args:
         weight_N: float64 [N], not negative, finite: of rows `start` to `start` + N - 1. Memory for
-            other rows is address space only.
+            other rows is address space only, but for the few that are heard of.
         start: the first of these rows.
         num_rows: how many rows there are in all; by default those given.
 
@@ -57,7 +57,10 @@ class SumTree:
             np.add(below[0::2], below[1::2], out=self._node[first : last + 1])
 
     def lower(self, rows: NDArray[np.int64], weight_B: NDArray[np.float64]) -> None:
-        """Lower the weights of some rows held here (repeats allowed), mend the sums above them."""
+        """Lower the weights of some rows (repeats allowed) and mend the sums above them.
+
+        Rows that are not held here must have been heard of (`hear`) since the last change.
+        """
         node = rows + self._first_leaf
         np.minimum.at(self._node, node, weight_B)
         for _ in range(self._depth):
@@ -110,3 +113,23 @@ class SumTree:
         self._node[nodes] = sums
         for level in self._between:
             self._node[level] = self._node[2 * level] + self._node[2 * level + 1]
+
+    @property
+    def path_length(self) -> int:
+        """1 + log2 N, the columns of `path`."""
+        return 1 + self._depth
+
+    def path(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What `lower` needs to know of rows held here: float64 [B, 1 + log2 N].
+
+        The weight of each, and the sums at the nodes beside those above it.
+        """
+        node = rows + self._first_leaf
+        above_BL = node[:, None] >> np.arange(self._depth)
+        return np.concatenate([self._node[node][:, None], self._node[above_BL ^ 1]], axis=1)
+
+    def hear(self, rows: NDArray[np.int64], path_BL: NDArray[np.float64]) -> None:
+        """Take in the paths of rows that other trees hold."""
+        node = rows + self._first_leaf
+        self._node[node] = path_BL[:, 0]
+        self._node[(node[:, None] >> np.arange(self._depth)) ^ 1] = path_BL[:, 1:]

@@ -181,6 +181,11 @@ def _peak(matrix: Tensor) -> float:
     return max(-float(low), float(high))
 
 
+def fit_for_float32(error_peak: float, feature_peak: float) -> bool:
+    """Whether factors with largest entries of these sizes need no scale."""
+    return _scale_for(error_peak) == _scale_for(feature_peak) == 1.0
+
+
 def _scale_for(peak: float) -> float:
     """1, or the power of two that brings the largest entry near 1 if it is far from it."""
     exponent = math.frexp(peak)[1]

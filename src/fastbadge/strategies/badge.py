@@ -13,6 +13,6 @@ def badge(view: PoolView, k: int, *, generator: Generator) -> Tensor:
     """Uncertain and diverse: k-means++ seeding on the last layer's gradients."""
     emb: GradientPool | ShardedPool | None = view.embedding
     if view.shard is not None:
-        emb = ShardedPool(view.embedding, view.shard.job.group)
+        emb = ShardedPool(view.embedding, view.shard.job.group, sizes=view.shard.sizes)
     assert emb is not None
     return kmeans_pp(emb, k, generator=generator, progress=view.progress)
