@@ -5,6 +5,7 @@ on every column): `item`, `class`, `batch` and `batch_item` (what was chosen, an
 row a click, never removed), `assignment` (who has what on the screen), `model`. Beside it lie the
 features, which can be made again.
 
+`server.py` puts it on a page, `background.py` runs the rounds meanwhile, `guard.py` lets people in.
 What a server calls, all with the project's directory first, from any thread or process, each one
 committed transaction:
 

@@ -10,6 +10,7 @@ the server has gone in whatever way, so does it.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -202,8 +203,12 @@ def _answer(directory: Path, order: str) -> dict[str, Any]:
 def main() -> None:
     """Do as the lines of the input say until it ends."""
     directory = Path(sys.argv[1])
-    for line in sys.stdin:
-        print(json.dumps(_answer(directory, line.strip())), flush=True)
+    try:
+        for line in sys.stdin:
+            print(json.dumps(_answer(directory, line.strip())), flush=True)
+    except BrokenPipeError:
+        # The server was killed. Python flushes once more when it ends: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -321,9 +321,9 @@ function empty() {
   if (choosing || !status) {
     box.append(element("p", { class: "title" }, "Choosing what to ask next"),
       element("p", {}, "The model learns from the answers so far. This takes a second or two."));
-  } else if (status.waiting && status.labelled + status.cannot_tell < status.items - status.missing) {
+  } else if (status.waiting) {
     box.append(element("p", { class: "title" }, "Nothing for you at the moment"),
-      element("p", {}, `The ${count(status.waiting)} items that wait are with other annotators.`));
+      element("p", {}, `What still waits for an answer, ${count(status.waiting)}, is for other annotators.`));
   } else {
     box.append(element("p", { class: "title" }, "All labelled"),
       element("p", {}, `${count(status.labelled)} items have a label` +
