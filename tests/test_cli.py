@@ -248,14 +248,22 @@ def test_ctrl_c_that_meets_a_callback_is_not_lost(monkeypatch, arrays, capsys, h
         def __del__(self):  # Python ignores what is raised here
             signal.raise_signal(signal.SIGINT)
 
-    def read(path):
+    class Disguised:
+        def __set_name__(self, owner, name):  # Python 3.11 makes a RuntimeError of it
+            signal.raise_signal(signal.SIGINT)
+
+    def in_vain(path):
         Interrupted()
         threading.Event().wait(60)
         raise AssertionError("Ctrl-C was lost")
 
-    monkeypatch.setattr("fastbadge.files.read_array", read)
-    assert main([*SELECT, "-k", "1"]) == 130
-    assert capsys.readouterr() == ("", "fastbadge: stopped\n")
+    def in_disguise(path):
+        type("Made", (), {"name": Disguised()})
+
+    for read in (in_vain, in_disguise):
+        monkeypatch.setattr("fastbadge.files.read_array", read)
+        assert main([*SELECT, "-k", "1"]) == 130
+        assert capsys.readouterr() == ("", "fastbadge: stopped\n")
 
 
 # Of a `fastbadge.cli` that does `meanwhile` as it is loaded, and as it ends with status 7 `then`.

@@ -3,6 +3,7 @@ import signal
 import sqlite3
 import statistics
 import sys
+import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -364,6 +365,18 @@ def test_workers_end_in_silence_where_there_is_no_pgrep(monkeypatch):
     with workers.on_this_host(1, 1) as started:
         pid = started.executor.submit(os.getpid).result()
     assert not psutil.pid_exists(pid)
+
+
+def test_workers_end_in_silence_where_a_task_was_submitted_just_before(monkeypatch):
+    with workers.on_this_host(1, 1) as started:
+        executor = started.executor
+        executor.submit(int).result()
+        with monkeypatch.context() as patched:  # its thread hears of nothing
+            patched.setattr(executor._executor_manager_thread_wakeup, "wakeup", lambda: None)
+            while not executor._work_ids.qsize():
+                late = executor.submit(int)
+                time.sleep(0.1)  # until it waits
+    assert isinstance(late.exception(), RuntimeError)
 
 
 def test_a_strategy_of_the_user_s_takes_part(tmp_path):

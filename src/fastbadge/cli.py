@@ -54,12 +54,13 @@ def launch(command: App | Callable[..., None], argv: Sequence[str] | None = None
     command.help_format = "markdown"
     command.suppress_keyboard_interrupt = False
     _open_closed_streams()
-    with warnings.catch_warnings(), none_lost():
+    with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             tokens = sys.argv[1:] if argv is None else argv
             _check_none_empty(tokens)
-            command(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+            with none_lost():
+                command(tokens, exit_on_error=False, print_error=False, result_action="return_none")
             sys.stdout.flush()
             return 0
         except (FastbadgeError, CycloptsError) as error:

@@ -38,9 +38,16 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def none_lost() -> Iterator[None]:
-    """A block that hears of each Ctrl-C, also of one that comes while Python is calling back.
+    """A block that hears of each Ctrl-C, also of one that Python makes something else of.
 
-    What is raised in a `__del__`, or in what follows each import, Python shows and forgets.
+    What is raised in a `__del__`, or in what follows each import, it shows and forgets. What is
+    raised as a class is made, as while a module is loaded, becomes a RuntimeError.
+
+    Raises:
+        KeyboardInterrupt: for these too.
+
+    >>> with none_lost():
+    ...     pass
     """
     before = sys.unraisablehook
 
@@ -55,5 +62,17 @@ def none_lost() -> Iterator[None]:
     sys.unraisablehook = hear
     try:
         yield
+    except Exception as error:
+        if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         sys.unraisablehook = before
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what it was raised for, and so on, each once."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+    return chain

@@ -88,7 +88,13 @@ def on_this_host(jobs: int, threads: int) -> Iterator[Workers]:
             "rounds: run the same command again, with fewer --jobs"
         ) from error
     finally:
-        executor.shutdown(kill_workers=True)
+        try:
+            # loky forgets the tasks, but not those of their numbers that its thread has not yet
+            # taken: it would look them up in vain, show a traceback and tidy up nothing.
+            with executor._work_ids.mutex:
+                executor._work_ids.queue.clear()
+        finally:
+            executor.shutdown(kill_workers=True)
 
 
 @contextmanager
