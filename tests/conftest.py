@@ -1,9 +1,13 @@
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 collect_ignore = ["timm_program.py"]  # has a process of its own
+
+# A shell script that runs the tests in the background has Ctrl-C ignored, in all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.manual_seed(0)  # what is drawn while tests are collected, such as a parameter's weights
 
