@@ -1,10 +1,12 @@
 """What docs/*.md say and show: their code runs, their pictures are there, their numbers are so."""
 
+import csv
 import importlib.util
 import re
 import shlex
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -12,6 +14,11 @@ import torch
 
 import fastbadge as fb
 from fastbadge.cli import app
+from fastbadge.lab.comparison import paired_tests
+from fastbadge.lab.penalty import penalty_tie
+from fastbadge.lab.report import ranking
+from fastbadge.lab.statistics import trial_areas
+from fastbadge.lab.store import RoundRow
 from oracles import chi_square_p_value, dense_gradients, sequence_probabilities, sqdist_matrix
 
 ROOT = Path(__file__).parents[1]
@@ -193,3 +200,44 @@ def table_rows():
 
 def number(cell):
     return float(cell.replace(",", "").removesuffix(" %"))
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            RoundRow(
+                row["strategy"],
+                *(int(row[name]) for name in ("trial", "round", "labels")),
+                *(float(row[name]) for name in ("accuracy", "loss")),
+                *(float(row[f"{name}_seconds"]) for name in ("train", "query", "eval")),
+                picks=(),
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_the_page_of_the_paper_says_what_its_rows_say():
+    page = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    settings = {path.stem: rows_of(path) for path in (ROOT / "docs" / "paper").glob("*.csv")}
+    assert len(settings) == 6
+    assert {len({row.trial for row in rows}) for rows in settings.values()} == {10}
+    answer = re.sub(r"\s+", " ", page.replace("\n> ", "\n"))
+    assert ranking([rows for _, rows in sorted(settings.items())]) in answer
+    header, _, *lines = re.findall(r"^\|.*\|$", page, re.MULTILINE)
+    strategies = [cell.strip().replace(" ", "_") for cell in header.split("|")[3:-1]]
+    assert len(lines) == 6
+    for line in lines:
+        name, _, *cells = (cell.strip().strip("*") for cell in line.strip("|").split("|"))
+        rows = settings[re.sub(r"(\w+), ([\d,]+)", r"\1-mlp-\2", name).replace(",", "")]
+        areas = trial_areas(rows)
+        means = [f"{100 * fmean(areas[strategy].values()):.1f}" for strategy in strategies]
+        assert cells == means
+        top = re.findall(r"\*\*([\d.]+)\*\*", line)
+        assert set(top) == {max(means, key=float)}
+    mnist = trial_areas(settings["mnist-mlp-100"])
+    (test,) = paired_tests({name: mnist[name] for name in ("margin", "badge")})
+    low, high = (f"{100 * end:.1f}" for end in test.interval)
+    said = f"by {100 * test.mean:.1f} points over the whole budget (95 % interval {low} to {high}"
+    assert said in answer
+    tie = penalty_tie(list(settings.values()), "badge", "margin")
+    assert f"the next best, has p = {tie:.3f} in the paired permutation test" in answer

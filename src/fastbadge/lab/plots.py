@@ -326,7 +326,7 @@ def draw_error_cdf(settings: Sequence[Sequence[RoundRow]]) -> Figure:
             )
         axes.set_xlabel("Mean error / mean error of random sampling")
         axes.set_ylabel("Share of budgets")
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right")  # distributions rise too
     return figure
 
 
