@@ -1,5 +1,8 @@
 """query(): any fitted classifier with predict_proba, held against autograd on the same model."""
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -10,7 +13,11 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import (
+    FixedThresholdClassifier,
+    GridSearchCV,
+    TunedThresholdClassifierCV,
+)
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -173,6 +180,21 @@ def test_a_pipeline_is_its_last_step_on_what_that_sees(strategy):
     for clf in (plain, nested, search):
         clf.fit(X[TRAIN], TWO[TRAIN])
         assert query(clf, X, 20, **options).tolist() == expected
+
+
+def test_a_wrapper_is_what_it_holds():
+    fixed = fit(FixedThresholdClassifier(mlp(), threshold=0.3), X[TRAIN], TWO[TRAIN])
+    clf = fixed.estimator_
+    wrappers = [fixed]
+    if find_spec("sklearn.frozen"):  # from scikit-learn 1.6 on
+        frozen = import_module("sklearn.frozen").FrozenEstimator(clf)
+        tuned = TunedThresholdClassifierCV(frozen, cv="prefit", refit=False)
+        wrappers += [frozen, make_pipeline(frozen), tuned.fit(X[TRAIN], TWO[TRAIN])]
+    expected = query(clf, X, 20, seed=2).tolist()
+    for wrapper in wrappers:
+        assert query(wrapper, X, 20, seed=2).tolist() == expected
+    with pytest.raises(fb.InputError, match="is not fitted"):
+        query(FixedThresholdClassifier(mlp()), X, 5)
 
 
 @pytest.mark.parametrize("labeled", [None, range(0, 300, 15)])

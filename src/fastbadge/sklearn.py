@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 from scipy.special import expit
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
@@ -20,6 +21,8 @@ from fastbadge.inputs import check_unmasked
 from fastbadge.pools import DenseWhenRead
 from fastbadge.select import Positions, select_from_arrays
 from fastbadge.strategies import get_strategy
+
+_WITH_THRESHOLD = (FixedThresholdClassifier, TunedThresholdClassifierCV)
 
 Features: TypeAlias = "NDArray[Any] | Callable[[Any], Any]"
 
@@ -41,7 +44,8 @@ def query(
     BADGE needs the gradient in the last layer's weights, whose inputs are the features. For
     LogisticRegression and other linear models that is X itself, and (p - e_y) x^T is exactly the
     gradient; for an MLPClassifier it is the last hidden layer. Of a Pipeline it is what the last
-    step sees, of a search over parameters that of its best estimator. Any other classifier
+    step sees, of a search over parameters that of its best estimator, of a frozen estimator or a
+    tuned threshold that of what it holds. Any other classifier
     (forests, neighbours) is taken as a linear model of its inputs: scale them, or pass features.
 
     Args:
@@ -107,6 +111,10 @@ def _last_step(clf: Any, X: Any) -> tuple[Any, Any]:
     """The classifier that gives the probabilities, and what it sees of X."""
     if hasattr(clf, "best_estimator_"):
         return _last_step(clf.best_estimator_, X)
+    if type(clf).__name__ == "FrozenEstimator":  # from scikit-learn 1.6 on
+        return _last_step(clf.estimator, X)
+    if isinstance(clf, _WITH_THRESHOLD) and hasattr(clf, "estimator_"):
+        return _last_step(clf.estimator_, X)
     if isinstance(clf, Pipeline):
         try:
             return _last_step(clf[-1], clf[:-1].transform(X) if len(clf) > 1 else X)
