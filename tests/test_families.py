@@ -265,6 +265,15 @@ def test_power_margin_is_plackett_luce(beta):
     assert chi_square_p_value(lambda s: picks((prob_NC, None), name, 3, seed=s), table, 3000) > 0.01
 
 
+@pytest.mark.parametrize("beta", [0.001, 1.0, 1000.0])
+def test_power_margin_draws_a_score_of_0_last(beta):
+    prob_NC = np.array([[1.0, 0.0]] * 300 + [[0.6, 0.4]] * 3 + [[1.0, 0.0]] * 300)
+    name = f"power_margin:beta={beta}"
+    drawn = [picks((prob_NC, None), name, 4, seed=seed) for seed in range(20)]
+    assert all(set(picked[:3]) == {300, 301, 302} for picked in drawn)
+    assert len({picked[3] for picked in drawn}) > 10
+
+
 # --- bald and batchbald, on samples that are given
 
 
