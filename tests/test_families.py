@@ -776,6 +776,7 @@ def test_what_a_strategy_does_not_ask_for_is_not_there(name):
         ("batchbald:configurations=0", "configurations is 0; expected at least 1"),
         ("bait:regularization=0", "regularization is 0.0; expected a positive"),
         ("vessal:regularization=0", "regularization is 0.0; expected a positive"),
+        ("vessal:regularization=inf", "regularization is inf; expected a positive"),
         ("probcover:purity=1", "purity 1.0; expected"),
         ("uncertainty_herding:sigma=-1", "sigma is -1.0; expected at least 0"),
         ("bait:regularization=inf", "regularization is inf; expected a positive"),

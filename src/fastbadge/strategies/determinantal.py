@@ -99,7 +99,7 @@ def _from_span(span_NK: Tensor, generator: Generator) -> list[int]:
 
 
 def _check(regularization: float) -> None:
-    if not regularization > 0:
+    if not 0 < regularization < float("inf"):
         raise InputError(f"vessal: regularization is {regularization}; expected a positive number")
 
 
