@@ -351,6 +351,16 @@ def test_batchbald_is_greedy_on_the_exact_joint_entropy(samples_SNC):
     np.testing.assert_allclose(found, best, rtol=1e-9)
 
 
+@pytest.mark.parametrize("configurations", [20, 2000])
+def test_batchbald_takes_the_lowest_of_equal_rows(configurations):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        copy_N = rng.permutation(np.repeat(np.arange(37), 5))
+        view = sampled_view(rng.dirichlet([1.0] * 4, (8, 37))[:, copy_N])
+        picked = run(f"batchbald:samples=8:configurations={configurations}", view, 6)
+        assert_lowest_of_equals(picked, copy_N)
+
+
 def test_batchbald_by_sampling_nears_the_exact_batch(samples_SNC):
     view = sampled_view(samples_SNC)
     exact = joint_information(samples_SNC, greedy_batch(samples_SNC, 5))
@@ -609,6 +619,21 @@ def test_uncertainty_herding_is_greedy_weighted_cover(labeled):
         )
         picked = picks((prob_NC, feature_ND), f"uncertainty_herding{name}", 30, labeled=labeled)
         assert picked == [free[i] for i in chosen]
+
+
+def assert_lowest_of_equals(picked, copy_N):
+    """Of the rows that are copies of one, each pick is the lowest that was left."""
+    for j, row in enumerate(picked):
+        assert row == min(set(np.flatnonzero(copy_N == copy_N[row])) - set(picked[:j]))
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_uncertainty_herding_takes_the_lowest_of_equal_rows(seed):
+    # So many that float32 sums of equal rows differ.
+    prob_NC, feature_ND = arrays(800, D=7, seed=seed)
+    copy_N = np.random.default_rng(seed).permutation(np.repeat(np.arange(800), 5))
+    pool = (prob_NC[copy_N], feature_ND[copy_N].astype(np.float32))
+    assert_lowest_of_equals(picks(pool, "uncertainty_herding", 13), copy_N)
 
 
 # --- clusters
