@@ -224,6 +224,13 @@ def test_the_table():
     assert all(get_strategy(name).summary for name in fb.strategy_names())
 
 
+@pytest.mark.parametrize("name", fb.strategy_names())
+def test_every_docstring_tells_the_cost_and_the_source(name):
+    text = get_strategy(name).fn.__doc__
+    assert "Cost:" in text
+    assert name == "random" or re.search(r"(19|20)\d\d", text)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
