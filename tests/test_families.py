@@ -100,6 +100,7 @@ def test_coreset_of_features_of_any_size():
     [
         ("albl", {}, 10),
         ("albl", {"horizon": 40}, 40),  # as an experiment notes it
+        ("albl", {"horizon": 0}, 10),
         ("albl:horizon=25", {"horizon": 40}, 25),
     ],
 )
