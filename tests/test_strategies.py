@@ -174,6 +174,7 @@ def test_more_picks_than_candidates(arrays, strategy):
         ("badge_subset:candidates", "badge_subset: candidates is ''; expected int"),
         ("badge_subset:candidates=1e3", "candidates is '1e3'; expected int"),
         ("badge_proxy:by=top", "by is 'top'; expected least_confidence or margin or entropy"),
+        ("badge_subset:candidates=5:candidates=6", "sets an option twice; expected each once"),
         ("bagde_proxy:by=margin", "did you mean 'badge_proxy'"),
     ],
 )
