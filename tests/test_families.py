@@ -6,6 +6,7 @@ import math
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -203,6 +204,9 @@ def test_what_would_not_fit_is_refused_with_the_number():
             picks((prob_NC, feature_ND), strategy, 2)
     with pytest.raises(fb.InputError, match="C D is 8,400; at most 8,192 here"):
         picks((prob_NC, np.ones((3, 120))), "bait", 2)
+    million = PoolView(1_000_000, embedding=SimpleNamespace(num_classes=10, num_features=64))
+    with pytest.raises(fb.InputError, match="N k = 640,000,000; at most 268,435,456 fit"):
+        run("kdpp", million, 1000)
     wide = np.full((9000, 100), 0.01), np.ones((9000, 2))
     with pytest.raises(fb.InputError, match=r"N C\^2 = 90,000,000 numbers; at most 67,108,864"):
         picks(wide, "bait", 2)
