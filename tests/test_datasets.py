@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import threading
@@ -791,7 +792,10 @@ def test_what_numbers_may_be_beside_numbers(tmp_path):
         ("a,b\n\n1,x\n\n1,x,2\n", "line 5 has 3 cells; expected 2"),
         ("a,b\n1,x\n2,\n", "line 3: no class in column 'b'"),
         ("a,b\n1,x\n2,y\n3,x\n", "column 'b': class 'y' has one row"),
-        ("a,b\n1,x\n2,x\n3,x\n4,x\n5,x\n", "has class 0 only"),
+        (
+            "a,b\n1,x\n2,x\n3,x\n4,x\n5,x\n",
+            "column 'b': every row has class 'x'; expected at least two",
+        ),
         ("a,b\n1,x\n2,x\n3,y\n4,y\n", "4 examples of 2 classes cannot be divided"),
         ('a,b\n"1,x\n2,x\n', "cannot be read as CSV"),
         ("a,b\n1,\udcff\n", "cannot be read as CSV"),
@@ -1018,6 +1022,9 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     refused("size is 'big'", f"{name}:size=big")
     refused("nowhere is not a directory", f"imagefolder:{tmp_path / 'nowhere'}")
     refused("has no folders; expected one for each class", f"imagefolder:{tmp_path / 'cat'}")
+    write_images(tmp_path / "lone", {"owl": 4})
+    refused("lone has one class, owl; expected a folder", f"imagefolder:{tmp_path / 'lone'}")
+    shutil.rmtree(tmp_path / "lone")
     (tmp_path / "dog" / "x.png").symlink_to(tmp_path / "gone.png")
     refused(r"dog/x\.png is a link that leads nowhere")
     (tmp_path / "dog" / "x.png").unlink()

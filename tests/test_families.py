@@ -6,6 +6,7 @@ import math
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ def test_coreset_of_features_of_any_size():
     [
         ("albl", {}, 10),
         ("albl", {"horizon": 40}, 40),  # as an experiment notes it
+        ("albl", {"horizon": 0}, 10),
         ("albl:horizon=25", {"horizon": 40}, 25),
     ],
 )
@@ -202,6 +204,9 @@ def test_what_would_not_fit_is_refused_with_the_number():
             picks((prob_NC, feature_ND), strategy, 2)
     with pytest.raises(fb.InputError, match="C D is 8,400; at most 8,192 here"):
         picks((prob_NC, np.ones((3, 120))), "bait", 2)
+    million = PoolView(1_000_000, embedding=SimpleNamespace(num_classes=10, num_features=64))
+    with pytest.raises(fb.InputError, match="N k = 640,000,000; at most 268,435,456 fit"):
+        run("kdpp", million, 1000)
     wide = np.full((9000, 100), 0.01), np.ones((9000, 2))
     with pytest.raises(fb.InputError, match=r"N C\^2 = 90,000,000 numbers; at most 67,108,864"):
         picks(wide, "bait", 2)
@@ -263,6 +268,15 @@ def test_power_margin_is_plackett_luce(beta):
         table[sequence] = probability
     name = f"power_margin:beta={beta}"
     assert chi_square_p_value(lambda s: picks((prob_NC, None), name, 3, seed=s), table, 3000) > 0.01
+
+
+@pytest.mark.parametrize("beta", [0.001, 1.0, 1000.0])
+def test_power_margin_draws_a_score_of_0_last(beta):
+    prob_NC = np.array([[1.0, 0.0]] * 300 + [[0.6, 0.4]] * 3 + [[1.0, 0.0]] * 300)
+    name = f"power_margin:beta={beta}"
+    drawn = [picks((prob_NC, None), name, 4, seed=seed) for seed in range(20)]
+    assert all(set(picked[:3]) == {300, 301, 302} for picked in drawn)
+    assert len({picked[3] for picked in drawn}) > 10
 
 
 # --- bald and batchbald, on samples that are given
@@ -340,6 +354,16 @@ def test_batchbald_is_greedy_on_the_exact_joint_entropy(samples_SNC):
     best = [joint_information(certain, greedy_batch(certain, n)) for n in (1, 2, 3)]
     found = [joint_information(certain, picked[:n]) for n in (1, 2, 3)]
     np.testing.assert_allclose(found, best, rtol=1e-9)
+
+
+@pytest.mark.parametrize("configurations", [20, 2000])
+def test_batchbald_takes_the_lowest_of_equal_rows(configurations):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        copy_N = rng.permutation(np.repeat(np.arange(37), 5))
+        view = sampled_view(rng.dirichlet([1.0] * 4, (8, 37))[:, copy_N])
+        picked = run(f"batchbald:samples=8:configurations={configurations}", view, 6)
+        assert_lowest_of_equals(picked, copy_N)
 
 
 def test_batchbald_by_sampling_nears_the_exact_batch(samples_SNC):
@@ -602,6 +626,21 @@ def test_uncertainty_herding_is_greedy_weighted_cover(labeled):
         assert picked == [free[i] for i in chosen]
 
 
+def assert_lowest_of_equals(picked, copy_N):
+    """Of the rows that are copies of one, each pick is the lowest that was left."""
+    for j, row in enumerate(picked):
+        assert row == min(set(np.flatnonzero(copy_N == copy_N[row])) - set(picked[:j]))
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_uncertainty_herding_takes_the_lowest_of_equal_rows(seed):
+    # So many that float32 sums of equal rows differ.
+    prob_NC, feature_ND = arrays(800, D=7, seed=seed)
+    copy_N = np.random.default_rng(seed).permutation(np.repeat(np.arange(800), 5))
+    pool = (prob_NC[copy_N], feature_ND[copy_N].astype(np.float32))
+    assert_lowest_of_equals(picks(pool, "uncertainty_herding", 13), copy_N)
+
+
 # --- clusters
 
 
@@ -767,6 +806,7 @@ def test_what_a_strategy_does_not_ask_for_is_not_there(name):
         ("batchbald:configurations=0", "configurations is 0; expected at least 1"),
         ("bait:regularization=0", "regularization is 0.0; expected a positive"),
         ("vessal:regularization=0", "regularization is 0.0; expected a positive"),
+        ("vessal:regularization=inf", "regularization is inf; expected a positive"),
         ("probcover:purity=1", "purity 1.0; expected"),
         ("uncertainty_herding:sigma=-1", "sigma is -1.0; expected at least 0"),
         ("bait:regularization=inf", "regularization is inf; expected a positive"),

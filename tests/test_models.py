@@ -211,6 +211,7 @@ def own_module(tmp_path, monkeypatch):
     """A module in the current directory, which is not on the path."""
     (tmp_path / "ownmodels.py").write_text(OWN)
     (tmp_path / "halfmade.py").write_text("import surely_not_installed")
+    (tmp_path / "halfwritten.py").write_text("def net(shape, num_classes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
@@ -237,6 +238,7 @@ def test_a_model_of_one_s_own_is_called_with_the_shape_and_seeded(own_module):
         ("resnet", "'resnet'; expected mlp, linear, resnet18, vgg11 or MODULE:FUNCTION"),
         ("nomodule:net", "cannot be imported: No module named 'nomodule'"),
         ("halfmade:net", "cannot be imported: No module named 'surely_not_installed'"),
+        ("halfwritten:net", r"cannot be imported: '\(' was never closed \(halfwritten.py, line 1"),
         ("ownmodels:nothing", "cannot be imported: module 'ownmodels' has no attribute 'nothing'"),
         (":net", "cannot be imported"),
         ("ownmodels:", "cannot be imported"),

@@ -10,6 +10,7 @@ from fastbadge.cli import main
 from fastbadge.errors import InputError
 from fastbadge.lab.paper import paper_grid, runs_in, setting_name
 from fastbadge.lab.penalty import penalty_matrix, penalty_tie
+from fastbadge.lab.report import ranking
 from fastbadge.lab.store import FILE_NAME, RoundRow
 
 
@@ -141,3 +142,12 @@ def test_the_permutation_test_without_a_comparison():
     assert penalty_tie([rows_of(curves)], "a", "b") is None
     assert penalty_tie([rows_of(random_setting(0, trials=1))], "a", "b") is None
     assert penalty_tie([rows_of(random_setting(0))], "a", "x") is None
+
+
+def test_a_ranking_whose_chance_cannot_be_told_says_so():
+    curves = random_setting(2, gain=0.15)
+    assert "cannot be told" not in ranking([rows_of(curves)])
+    del curves["c", 1]
+    said = ranking([rows_of(curves)])
+    assert "the lowest penalty over 1 setting" in said
+    assert said.endswith("How much of it is chance cannot be told: some strategy lacks a trial.")

@@ -174,6 +174,7 @@ def test_more_picks_than_candidates(arrays, strategy):
         ("badge_subset:candidates", "badge_subset: candidates is ''; expected int"),
         ("badge_subset:candidates=1e3", "candidates is '1e3'; expected int"),
         ("badge_proxy:by=top", "by is 'top'; expected least_confidence or margin or entropy"),
+        ("badge_subset:candidates=5:candidates=6", "sets an option twice; expected each once"),
         ("bagde_proxy:by=margin", "did you mean 'badge_proxy'"),
     ],
 )
@@ -222,6 +223,13 @@ def test_the_table():
     assert get_strategy("margin").needs == {"probabilities"}
     assert get_strategy("random").needs == frozenset()
     assert all(get_strategy(name).summary for name in fb.strategy_names())
+
+
+@pytest.mark.parametrize("name", fb.strategy_names())
+def test_every_docstring_tells_the_cost_and_the_source(name):
+    text = get_strategy(name).fn.__doc__
+    assert "Cost:" in text
+    assert name == "random" or re.search(r"(19|20)\d\d", text)
 
 
 @pytest.mark.parametrize(

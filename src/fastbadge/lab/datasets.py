@@ -149,6 +149,10 @@ def _read_imagefolder(argument: str, data_dir: Path | None, split_seed: int) -> 
     else:
         x, y, classes = read_images(folder, size)
         arrays = _divided(x, y, max(1, round(_TEST_SHARE * len(y))), split_seed, argument)
+    if len(classes) < 2:
+        raise DataError(
+            f"{folder} has one class, {classes[0]}; expected a folder for each of several"
+        )
     mean, std = _channel_statistics(arrays.x_pool)
     return _Raw(arrays, (3, size, size), 1, mean, std, classes=tuple(classes))
 

@@ -269,7 +269,7 @@ def _imported(name: str) -> Factory:
         sys.path.append(os.getcwd())
     try:
         return cast(Factory, getattr(importlib.import_module(module), function))
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, SyntaxError, AttributeError, ValueError) as error:
         raise InputError(
             f"model is {name!r}, which cannot be imported: {error}; expected MODULE:FUNCTION, with "
             "the module in this directory or installed"

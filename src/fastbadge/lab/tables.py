@@ -87,10 +87,11 @@ def table_of(
         source: what messages call the column of classes.
 
     Raises:
-        DataError: a class that one row only has, which cannot be in pool and test set both.
+        DataError: a single class, or one that one row only has, which cannot be in pool and test
+            set both.
 
-    >>> table_of([(np.array([[0.5], [1.5]]), True)], ["b", "b"], "d.csv").y_N
-    array([0, 0])
+    >>> table_of([(np.array([[0.5], [1.5], [0.5], [1.5]]), True)], list("bbaa"), "d.csv").y_N
+    array([1, 1, 0, 0])
     """
     label, count = min(Counter(labels).items(), key=lambda item: (item[1], item[0]))
     if count < 2:
@@ -99,6 +100,11 @@ def table_of(
             "test set (is this the column of classes?)"
         )
     classes, y_N = np.unique(np.array(labels), return_inverse=True)
+    if len(classes) < 2:
+        raise DataError(
+            f"{source}: every row has class {label!r}; expected at least two classes (is this the "
+            "column of classes?)"
+        )
     return Table(
         np.hstack([part for part, _ in parts]),
         y_N.astype(np.int64),

@@ -42,7 +42,7 @@ def albl(
     p_min = sqrt(ln 2 / (2 horizon)).
 
     `horizon` is how many queries there will be; 0 takes `memory["horizon"]`, which an experiment
-    sets to its rounds, or 10.
+    sets to its rounds, or else 10.
 
     What differs from Hsu & Lin: r is a mean over all labelled examples, the initial ones with
     weight 1, where they sum over the queried ones and divide by pool size and horizon, which for
@@ -63,7 +63,7 @@ def albl(
     assert view.positions is not None
     _check(horizon, delta)
     memory = view.memory
-    horizon = horizon or int(memory.get("horizon", _HORIZON))
+    horizon = horizon or int(memory.get("horizon", 0)) or _HORIZON
     least = min(0.5, math.sqrt(math.log(2) / (2 * horizon)))
     queries: list[dict[str, Any]] = memory.setdefault("queries", [])
     # Weights grow without bound and only their ratio counts, so logarithms are kept.

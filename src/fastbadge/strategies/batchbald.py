@@ -86,7 +86,7 @@ def batchbald(
             weight_M, posterior_MS = _extended(prob_SNC[:, row], posterior_MS, generator)
 
     gain_N = gains_of(np.arange(view.size))
-    taken = lazy_greedy(gain_N, k, gains_of, take, floor=1e-12)
+    taken = lazy_greedy(gain_N, k, gains_of, take, floor=1e-12, tie=1e-9)
     return with_uniform_rest(taken, view.size, k, generator)
 
 

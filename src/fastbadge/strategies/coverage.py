@@ -28,6 +28,10 @@ _MOST_ROWS = 100_000
 _TILE_ENTRIES = 1 << 20
 _CANDIDATES_AT_ONCE = 1024
 
+# Of equal rows' gains, summed in float32, the largest share by which they differ is 5e-7 (12,000
+# rows). One row of the most there may be covered, what ProbCover counts by, is 1e-5.
+_TIE = 2e-6
+
 # Rows whose distance to another cluster is measured for the radius of ProbCover.
 _PURITY_SAMPLE = 1000
 
@@ -144,7 +148,7 @@ def _greedy_cover(
     # What is left of a gain that has been taken is rounding.
     floor = 1e-6 * max(float(gain_N.max()) / N, 0.0)
     picks = lazy_greedy(
-        gain_N, k, gains_of, lambda row: cover(point_ND[row : row + 1]), floor=floor
+        gain_N, k, gains_of, lambda row: cover(point_ND[row : row + 1]), floor=floor, tie=_TIE
     )
     return with_uniform_rest(picks, N, k, generator)
 

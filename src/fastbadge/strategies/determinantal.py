@@ -16,6 +16,9 @@ from fastbadge.strategies.registry import PoolView, register
 
 # Matrices of C D x C D are held and, for kdpp, decomposed: 134 MB and 20 s for this many.
 _MOST_COLUMNS = 4096
+# Where kdpp's rows stand in the span of k eigenvectors, in float64: 2 GB for this many, enough for
+# 60,000 rows of the most columns.
+_MOST_IN_SPAN = 1 << 28
 _TILE_ENTRIES = 1 << 22
 
 
@@ -28,7 +31,7 @@ def kdpp(view: PoolView, k: int, *, generator: Generator) -> Tensor:
     symmetric polynomials, and rows from their span one by one.
 
     Cost: N (C D)^2 + (C D)^3 + N k (C D + k) in float64; memory (C D)^2 and N k. C D beyond 4,096
-    is refused.
+    is refused, and N k beyond 268 million (k counts up to C D).
 
     Duplicates are never drawn together: their volume is 0. Beyond the rank of the gradients, where
     every volume is 0 (k > C D always), a set of full rank is drawn and the rest uniformly; so
@@ -38,6 +41,12 @@ def kdpp(view: PoolView, k: int, *, generator: Generator) -> Tensor:
     pool = view.embedding
     check_columns("kdpp", pool)
     columns = pool.num_classes * pool.num_features
+    entries = view.size * min(k, columns)
+    if entries > _MOST_IN_SPAN:
+        raise InputError(
+            f"strategy 'kdpp' holds k numbers for every example, N k = {entries:,}; at most "
+            f"{_MOST_IN_SPAN:,} fit: lower k, pass a part of the pool, or use badge"
+        )
     dual = torch.zeros(columns, columns, dtype=torch.float64, device=pool.device)
     for _, gradient_BP in _gradients(pool):
         dual += gradient_BP.T @ gradient_BP
@@ -99,7 +108,7 @@ def _from_span(span_NK: Tensor, generator: Generator) -> list[int]:
 
 
 def _check(regularization: float) -> None:
-    if not regularization > 0:
+    if not 0 < regularization < float("inf"):
         raise InputError(f"vessal: regularization is {regularization}; expected a positive number")
 
 
@@ -113,7 +122,7 @@ def vessal(view: PoolView, k: int, *, generator: Generator, regularization: floa
     to make over the examples still to come. One pass, one uniform number an example. Where the
     stream ends before k are taken, the rest is drawn uniformly from those left.
 
-    Cost: 2 N (C D)^2 in float64, memory (C D)^2; C D beyond 4,096 is refused.
+    Cost: 2 (N + k) (C D)^2 in float64, memory (C D)^2; C D beyond 4,096 is refused.
 
     A duplicate of a taken example has a small chance, none is excluded; k = N gives every row; with
     one class all gradients are 0, none is taken and the draw is uniform. There are no ties.

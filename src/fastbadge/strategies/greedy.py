@@ -18,7 +18,8 @@ def lazy_greedy(
     gains_of: Callable[[NDArray[np.int64]], NDArray[np.float64]],
     take: Callable[[int], None],
     *,
-    floor: float = 0.0,
+    floor: float,
+    tie: float,
 ) -> list[int]:
     """Up to k rows, each of the largest gain given those before; of equal ones the lowest.
 
@@ -31,30 +32,27 @@ def lazy_greedy(
         k: stop after so many.
         gains_of: gains of some rows, now.
         take: called with each row taken.
-        floor: stop when no gain exceeds it.
+        floor: stop when no gain exceeds it; at least 0.
+        tie: gains that differ by no more than this share are equal. Those of two equal rows need
+            not be the same number: how a product is summed depends on where in it a row stands.
     """
     free_N = np.ones(len(gain_N), dtype=bool)
     fresh_N = free_N.copy()  # at first all are
     taken: list[int] = []
     while len(taken) < k:
-        best, best_gain = -1, -np.inf
-        current = np.flatnonzero(fresh_N & free_N)
-        if len(current):
-            best = int(current[gain_N[current].argmax()])
-            best_gain = gain_N[best]
         while True:
-            rival_N = free_N & ~fresh_N & (gain_N >= best_gain)
-            rivals = np.flatnonzero(rival_N)
-            rivals = rivals[(gain_N[rivals] > best_gain) | (rivals < best)]
+            fresh = np.flatnonzero(fresh_N & free_N)
+            most = gain_N[fresh].max(initial=-np.inf)
+            least = most * (1 - tie)
+            best = int(fresh[gain_N[fresh] >= least].min(initial=len(gain_N)))
+            rivals = np.flatnonzero(free_N & ~fresh_N & (gain_N >= least))
+            rivals = rivals[(gain_N[rivals] > most) | (rivals < best)]
             if not len(rivals):
                 break
             block = rivals[np.argsort(-gain_N[rivals], kind="stable")[:_BLOCK]]
             gain_N[block] = gains_of(block)
             fresh_N[block] = True
-            top = block[np.lexsort((block, -gain_N[block]))[0]]
-            if (gain_N[top], -top) > (best_gain, -best):
-                best, best_gain = int(top), gain_N[top]
-        if best_gain <= floor:
+        if most <= floor:
             break
         taken.append(best)
         free_N[best] = False

@@ -10,9 +10,6 @@ from fastbadge.strategies.bald import check_samples, informations
 from fastbadge.strategies.registry import PoolView, register
 from fastbadge.strategies.uncertainty import sureness
 
-# A score of 0 counts as this: drawn only when nothing else is left, and then uniformly.
-_LEAST_SCORE = 1e-300
-
 
 def _check_beta(beta: float) -> None:
     if not 0 < beta < float("inf"):
@@ -57,5 +54,8 @@ def _gumbel_top_k(score_N: Tensor, k: int, beta: float, generator: Generator) ->
     _check_beta(beta)
     uniform_N = torch.rand(len(score_N), dtype=torch.float64, generator=generator)
     gumbel_N = -torch.log(-torch.log(uniform_N.clamp_(1e-300, 1 - 2.0**-53)))
-    key_N = beta * score_N.cpu().clamp_min(_LEAST_SCORE).log() + gumbel_N
-    return key_N.argsort(descending=True, stable=True)[:k]
+    # A score of 0 is drawn only when nothing else is left, and then uniformly.
+    none_N = score_N.cpu() <= 0
+    key_N = beta * score_N.cpu().masked_fill(none_N, 1.0).log() + gumbel_N
+    order_N = key_N.argsort(descending=True, stable=True)
+    return order_N[none_N[order_N].byte().argsort(stable=True)][:k]

@@ -167,7 +167,8 @@ def get_strategy(name: str) -> Registered:
     one string says in a call, a configuration, a record and a legend what was run.
 
     Raises:
-        InputError: no such strategy or option; the message lists them and suggests the nearest.
+        InputError: no such strategy or option (the message lists them and suggests the nearest), or
+            an option set twice.
 
     >>> get_strategy("badge").needs
     frozenset({'gradients'})
@@ -184,6 +185,8 @@ def get_strategy(name: str) -> Registered:
     if not settings:
         return found
     options = dict(_option(found, setting) for setting in settings)
+    if len(options) < len(settings):
+        raise InputError(f"strategy {name!r} sets an option twice; expected each once at most")
     return replace(found, name=name, fn=partial(found.fn, **options))
 
 

@@ -21,7 +21,11 @@ def _check_candidates(k: int, candidates: int) -> None:
 
 @register("badge_subset", needs=("gradients",), check=_check_candidates)
 def badge_subset(view: PoolView, k: int, *, generator: Generator, candidates: int = 5000) -> Tensor:
-    """BADGE on a uniform random subset of the pool; candidates=5000."""
+    """BADGE on a uniform random subset of the pool; candidates=5000.
+
+    Cost: N, then that of BADGE (Ash et al., ICLR 2020) for `candidates` rows. Duplicates, ties and
+    one class are as BADGE has them; k beyond `candidates` is refused.
+    """
     _check_candidates(k, candidates)
     row_M = torch.arange(view.size)
     if candidates < view.size:
@@ -38,7 +42,12 @@ def badge_proxy(
     candidates: int = 5000,
     by: Measure = "least_confidence",
 ) -> Tensor:
-    """BADGE on the rows the model is least sure of; candidates=5000, by=least_confidence."""
+    """BADGE on the rows the model is least sure of; candidates=5000, by=least_confidence.
+
+    Cost: N C, then that of BADGE (Ash et al., ICLR 2020) for `candidates` rows. Rows as sure as
+    each other become candidates from the lowest position; duplicates, ties and one class are then
+    as BADGE has them; k beyond `candidates` is refused.
+    """
     _check_candidates(k, candidates)
     return _badge_among(least_sure(view, candidates, by), view, k, generator)
 

@@ -22,19 +22,37 @@ _ROWS_AT_ONCE = 1024
 
 @register("least_confidence", needs=("probabilities",), sharded=True)
 def least_confidence(view: PoolView, k: int, *, generator: Generator) -> Tensor:
-    """Lowest probability of the predicted class."""
+    """Lowest probability of the predicted class.
+
+    Least confidence (Settles 2009, section 3.1; the BADGE paper's Conf).
+
+    Cost: N C, and N log N to sort. Ties, and so duplicates, go to the lowest position; k = N gives
+    every row; with one class all tie.
+    """
     return least_sure(view, k, "least_confidence")
 
 
 @register("margin", needs=("probabilities",), sharded=True)
 def margin(view: PoolView, k: int, *, generator: Generator) -> Tensor:
-    """Smallest difference between the two most probable classes."""
+    """Smallest difference between the two most probable classes.
+
+    Margin sampling (Settles 2009, section 3.1; the BADGE paper's Marg).
+
+    Cost: N C, and N log N to sort. Ties, and so duplicates, go to the lowest position; k = N gives
+    every row; with one class all tie.
+    """
     return least_sure(view, k, "margin")
 
 
 @register("entropy", needs=("probabilities",), sharded=True)
 def entropy(view: PoolView, k: int, *, generator: Generator) -> Tensor:
-    """Highest entropy of the predicted probabilities, 0 log 0 being 0."""
+    """Highest entropy of the predicted probabilities, 0 log 0 being 0.
+
+    Entropy sampling (Settles 2009, section 3.1; the BADGE paper's Entropy).
+
+    Cost: N C, and N log N to sort. Ties, and so duplicates, go to the lowest position; k = N gives
+    every row; with one class all tie.
+    """
     return least_sure(view, k, "entropy")
 
 

@@ -186,6 +186,7 @@ def ranking(settings: Sequence[Sequence[RoundRow]]) -> str:
     others = [name for name in sorted(means, key=means.__getitem__) if means[name] > least]
     tie_of = {name: penalty_tie(settings, name, best[0], baseline=_BASELINE) for name in others}
     tied = [f"{in_words(n)} (p = {p_value(p)})" for n, p in tie_of.items() if p and p > 0.05]
+    untold = any(p is None for p in tie_of.values())
     have = "have" if len(best) > 1 else "has"
     return _capital(
         f"{_listed([in_words(name) for name in best])} {have} the lowest penalty over "
@@ -196,6 +197,8 @@ def ranking(settings: Sequence[Sequence[RoundRow]]) -> str:
         + (
             f" By a permutation test, the lowest may be by chance lower than {_listed(tied)}."
             if tied
+            else " How much of it is chance cannot be told: some strategy lacks a trial."
+            if untold
             else ""
         )
     )
