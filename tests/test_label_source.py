@@ -19,7 +19,7 @@ from fastbadge.label.exchange import export_rows, import_labels
 from fastbadge.label.features import FeatureWriter, hog, maker, open_features, pixels
 from fastbadge.label.initialise import init_project
 from fastbadge.label.project import Config, read_items, read_status, take_snapshot
-from fastbadge.label.sources import content_path, find_images, read_texts
+from fastbadge.label.sources import content_path, digest_of, find_images, read_texts
 
 DIGITS = load_digits()
 NAMES = [str(c) for c in range(10)]
@@ -164,6 +164,25 @@ def test_each_item_has_its_own_features_however_it_came_in(folder, tmp_path):
     for item, _ in read_items(tmp_path / "p"):
         expected = pixels([(folder / item.name).read_bytes()])[0]
         assert (feature_ND[item.id - 1] == expected).all()
+
+
+def test_files_that_change_names_among_each_other_stay_the_items_they_are(folder, tmp_path):
+    """Renumbered by one, as for a picture put in before them; a copy of one is a new item."""
+    path = tmp_path / "p"
+    init_project(path, config_of(folder), ["x"])
+    before = {digest: item.id for item, digest in read_items(path)}
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
+    contents = [(folder / name).read_bytes() for name in names]
+    for name, content in zip(names, contents[-1:] + contents[:-1], strict=True):
+        (folder / name).write_bytes(content)
+    (folder / "copy.png").write_bytes(contents[0])
+    report = init_project(path, config_of(folder), ["x"])
+    assert (report.added, report.moved, report.missing) == (1, 6, [])
+    for item, digest in read_items(path):
+        assert digest == digest_of((folder / item.name).read_bytes())
+        assert item.id in (before[digest], 7)
+        expected = pixels([(folder / item.name).read_bytes()])[0]
+        assert (open_features(path, 7)[item.id - 1] == expected).all()
 
 
 def test_a_killed_init_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):

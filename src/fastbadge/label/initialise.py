@@ -15,7 +15,6 @@ from fastbadge.label.features import FeatureWriter, maker, replace_features, tfi
 from fastbadge.label.project import (
     Config,
     Found,
-    Item,
     add_items,
     create_project,
     read_items,
@@ -106,53 +105,62 @@ def _add_images(
     progress: bool | None,
 ) -> Report:
     known = read_items(directory)
-    by_name = {item.name: (item, digest) for item, digest in known}
-    by_digest: dict[str, list[Item]] = {}
+    exact = {(item.name, digest): item.id for item, digest in known}
+    by_digest: dict[str, list[int]] = {}
     for item, digest in known:
-        by_digest.setdefault(digest, []).append(item)
+        by_digest.setdefault(digest, []).append(item.id)
     report, seen = Report(skipped=skipped), set[int]()
     renamed: dict[int, str] = {}
-    present = set(names)
-    writer = FeatureWriter(directory, len(known))
 
-    def add(chunk: Sequence[_Read]) -> None:
+    def new_files() -> Iterator[_Read]:
+        elsewhere: list[tuple[str, str]] = []
+        with progress_bar(len(names), "reading", "images", show=progress) as advance:
+            for name in names:
+                read = _read(source, name, report)
+                if read and (item := exact.get((name, read[2]))):
+                    seen.add(item)
+                elif read and read[2] in by_digest:
+                    elsewhere.append((name, read[2]))
+                elif read:
+                    yield read
+                advance(1)
+        # Only now is it known which items are where they were: names may have gone round in a ring.
+        for name, digest in elsewhere:
+            free = next((item for item in by_digest[digest] if item not in seen), None)
+            if free is not None:
+                seen.add(free)
+                renamed[free] = name
+            elif read := _read(source, name, report):
+                yield read  # one more copy
+
+    writer = FeatureWriter(directory, len(known))
+    for chunk in _of_some_bytes(new_files()):
         features, found = _made(make, chunk, report)
         if found:
             first = writer.rows + 1
             writer.append(np.concatenate(features))
             add_items(directory, found, first=first)
             report.added += len(found)
-
-    def is_new(name: str, digest: str) -> bool:
-        if name in by_name and by_name[name][1] == digest:
-            seen.add(by_name[name][0].id)
-            return False
-        for item in by_digest.get(digest, ()):
-            if item.name not in present and item.id not in seen:
-                seen.add(item.id)
-                renamed[item.id] = name
-                return False
-        return True
-
-    with progress_bar(len(names), "reading", "images", show=progress) as advance:
-        chunk: list[_Read] = []
-        size = 0
-        for name in names:
-            read = _read(source, name, report)
-            if read and is_new(read[0], read[2]):
-                chunk.append(read)
-                size += len(read[1])
-            if len(chunk) == _CHUNK or size > _CHUNK_BYTES:
-                add(chunk)
-                chunk, size = [], 0
-            advance(1)
-        add(chunk)
     gone = [item for item, _ in known if item.id not in seen and not item.missing]
     back = [item.id for item, _ in known if item.id in seen and item.missing]
     update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
     report.moved, report.back = len(renamed), len(back)
     report.missing = [item.name for item in gone]
     return report
+
+
+def _of_some_bytes(reads: Iterator[_Read]) -> Iterator[list[_Read]]:
+    """The files in chunks."""
+    chunk: list[_Read] = []
+    size = 0
+    for read in reads:
+        chunk.append(read)
+        size += len(read[1])
+        if len(chunk) == _CHUNK or size > _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _maker_of_images(
@@ -188,8 +196,6 @@ def _made(
     report: Report,
 ) -> tuple[list[NDArray[np.float32]], list[Found]]:
     """Features of a chunk; item by item where one of them cannot be read."""
-    if not chunk:
-        return [], []
     try:
         return [make(chunk)], [Found(digest, name) for name, _, digest in chunk]
     except InputError as error:
