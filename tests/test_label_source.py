@@ -223,6 +223,11 @@ def test_texts_are_items_by_their_text(tmp_path):
     assert (report.added, report.missing) == (1, ["0"])
     assert project.read_item(path, 31).text == "a new one"
     assert len(open_features(path, 31)) == 31
+    table.write_text("text\n" + "\n".join(["put in before", *texts]) + "\n")
+    report = init_project(path, config_of(table, "texts"), ["x"])
+    assert (report.added, report.moved, report.back, report.missing) == (1, 30, 1, ["0"])
+    for item, _ in read_items(path):  # what is exported by row is of that row
+        assert item.missing or item.text == ["put in before", *texts][int(item.name)]
 
 
 def test_rows_of_features_may_be_appended_and_not_changed(tmp_path):

@@ -43,7 +43,7 @@ class Report:
 
     Args:
         added: new items.
-        moved: items found under another name.
+        moved: items found under another name, or in another row.
         missing: names of items that the source no longer has.
         back: items that were missing and are there again.
         repeated: texts that the table holds more than once; they are one item.
@@ -214,12 +214,15 @@ def _add_texts(
     id_of = {digest: item for item, digest in known}
     seen: set[str] = set()
     found: list[Found] = []
+    renamed: dict[int, str] = {}
     for number, text in texts:
         digest = digest_of(text)
         if digest in seen:
             report.repeated += 1
         elif digest not in id_of:
             found.append(Found(digest, str(number), text))
+        elif id_of[digest].name != str(number):
+            renamed[id_of[digest].id] = str(number)
         seen.add(digest)
     if found and config.features == "tfidf":
         old = [item.text or "" for item, _ in known]
@@ -236,8 +239,9 @@ def _add_texts(
     report.added = len(found)
     gone = [item for digest, item in id_of.items() if digest not in seen and not item.missing]
     back = [item.id for digest, item in id_of.items() if digest in seen and item.missing]
-    update_items(directory, missing=[item.id for item in gone], back=back)
-    report.missing, report.back = [item.name for item in gone], len(back)
+    update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
+    report.moved, report.back = len(renamed), len(back)
+    report.missing = [item.name for item in gone]
     return report
 
 
