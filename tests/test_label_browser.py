@@ -128,7 +128,7 @@ def annotator(page):
 
 def recorded(directory, *annotators):
     """(name, class) of every answer of theirs that stands, in the order of the clicks."""
-    names = {item.id: item.name for item, _ in read_items(directory)}
+    names = {item.id: item.name for item in read_items(directory)}
     with connected(directory) as connection:
         rows = connection.execute(
             "SELECT label.item, annotator, class.name FROM label LEFT JOIN class "

@@ -19,7 +19,7 @@ from fastbadge.label.exchange import export_rows, import_labels
 from fastbadge.label.features import FeatureWriter, hog, maker, open_features, pixels
 from fastbadge.label.initialise import init_project
 from fastbadge.label.project import Config, read_items, read_status, take_snapshot
-from fastbadge.label.sources import content_path, digest_of, find_images, read_texts
+from fastbadge.label.sources import digest_of, find_images, read_image, read_texts
 
 DIGITS = load_digits()
 NAMES = [str(c) for c in range(10)]
@@ -85,17 +85,19 @@ def test_images_are_found_and_nothing_else(folder, tmp_path):
     assert {each.name for each in skipped} == {"out.png", "nowhere.png", "loop.png"}
 
 
-def test_a_file_exchanged_for_a_link_to_the_outside_is_not_given(folder, tmp_path):
+def test_a_file_exchanged_for_another_or_a_link_to_the_outside_is_not_given(folder, tmp_path):
     path = tmp_path / "p"
     init_project(path, config_of(folder), ["x"])
-    item = next(item for item, _ in read_items(path) if item.name == "a/1.png")
-    assert content_path(path, item.id) == (folder / "a" / "1.png").resolve()
+    item = next(item for item in read_items(path) if item.name == "a/1.png")
+    before = (folder / "a" / "1.png").read_bytes()
+    assert read_image(folder, item) == before
+    (folder / "a" / "1.png").write_bytes((folder / "a" / "3.png").read_bytes())
+    with pytest.raises(InputError, match="another file than when it was read"):
+        read_image(folder, item)
     (folder / "a" / "1.png").unlink()
     (folder / "a" / "1.png").symlink_to("/etc/passwd")
     with pytest.raises(InputError, match="is no longer in"):
-        content_path(path, item.id)
-    with pytest.raises(InputError, match="item 99 is not in the project"):
-        content_path(path, 99)
+        read_image(folder, item)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_init_again_adds_what_is_new_and_tells_what_has_gone(folder, tmp_path):
     report = init_project(path, config_of(folder), ["x"])
     assert (report.added, report.moved) == (2, 1)
     assert sorted(report.missing) == ["a/3.png", "b/0.png"]
-    items = [item for item, _ in read_items(path)]
+    items = [item for item in read_items(path)]
     assert [item.id for item in items] == list(range(1, 9))
     assert {item.name for item in items if item.missing} == {"a/3.png", "b/0.png"}
     write_png(folder / "a" / "3.png", 3)
@@ -161,7 +163,7 @@ def test_each_item_has_its_own_features_however_it_came_in(folder, tmp_path):
         write_png(folder / "0" / f"{number}.png", number)  # sorted before the others
     init_project(tmp_path / "p", config_of(folder), ["x"])
     feature_ND = open_features(tmp_path / "p", 9)
-    for item, _ in read_items(tmp_path / "p"):
+    for item in read_items(tmp_path / "p"):
         expected = pixels([(folder / item.name).read_bytes()])[0]
         assert (feature_ND[item.id - 1] == expected).all()
 
@@ -170,7 +172,7 @@ def test_files_that_change_names_among_each_other_stay_the_items_they_are(folder
     """Renumbered by one, as for a picture put in before them; a copy of one is a new item."""
     path = tmp_path / "p"
     init_project(path, config_of(folder), ["x"])
-    before = {digest: item.id for item, digest in read_items(path)}
+    before = {item.digest: item.id for item in read_items(path)}
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
     contents = [(folder / name).read_bytes() for name in names]
     for name, content in zip(names, contents[-1:] + contents[:-1], strict=True):
@@ -178,9 +180,9 @@ def test_files_that_change_names_among_each_other_stay_the_items_they_are(folder
     (folder / "copy.png").write_bytes(contents[0])
     report = init_project(path, config_of(folder), ["x"])
     assert (report.added, report.moved, report.missing) == (1, 6, [])
-    for item, digest in read_items(path):
-        assert digest == digest_of((folder / item.name).read_bytes())
-        assert item.id in (before[digest], 7)
+    for item in read_items(path):
+        assert item.digest == digest_of((folder / item.name).read_bytes())
+        assert item.id in (before[item.digest], 7)
         expected = pixels([(folder / item.name).read_bytes()])[0]
         assert (open_features(path, 7)[item.id - 1] == expected).all()
 
@@ -204,7 +206,7 @@ def test_a_killed_init_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     write_png(folder / "0.png", 40)  # another item gets the row of the one that was not committed
     assert init_project(path, config_of(folder), ["x"]).added == 5
     test = open_features(path, 7)
-    for item, _ in read_items(path):
+    for item in read_items(path):
         assert (test[item.id - 1] == pixels([(folder / item.name).read_bytes()])[0]).all()
 
 
@@ -226,7 +228,7 @@ def test_texts_are_items_by_their_text(tmp_path):
     table.write_text("text\n" + "\n".join(["put in before", *texts]) + "\n")
     report = init_project(path, config_of(table, "texts"), ["x"])
     assert (report.added, report.moved, report.back, report.missing) == (1, 30, 1, ["0"])
-    for item, _ in read_items(path):  # what is exported by row is of that row
+    for item in read_items(path):  # what is exported by row is of that row
         assert item.missing or item.text == ["put in before", *texts][int(item.name)]
 
 

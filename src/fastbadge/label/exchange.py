@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from fastbadge.errors import InputError
 from fastbadge.label.project import config_in, read_classes, read_config, read_items, settle
 from fastbadge.label.schema import connected
-from fastbadge.label.sources import image_path
+from fastbadge.label.sources import read_image
 from fastbadge.sqlitefile import now_utc
 
 IMPORTER = "import"  # the annotator of imported labels
@@ -148,6 +147,8 @@ def as_jsonl(rows: list[dict[str, Any]]) -> str:
 def export_folder(directory: Path, rows: list[dict[str, Any]], folder: Path) -> int:
     """Copy the labelled images into folders by class; how many, without those that have gone.
 
+    A file that is no longer the one that was labelled has gone, too.
+
     The name of an image is its id and its own name, so that none meets another's.
 
     Raises:
@@ -158,15 +159,16 @@ def export_folder(directory: Path, rows: list[dict[str, Any]], folder: Path) -> 
         raise InputError(f"items are {config.kind}, not images; use --csv or --jsonl")
     if folder.exists():
         raise InputError(f"{folder} is there already; pass another name")
+    items = read_items(directory)
     copied = 0
     for row in rows:
         try:
-            path = image_path(Path(config.source), row["name"])
+            content = read_image(Path(config.source), items[row["item"] - 1])
         except InputError:
             continue
         place = folder / _as_folder(row["label"])
         place.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place / f"{row['item']:06}-{Path(row['name']).name}")
+        (place / f"{row['item']:06}-{Path(row['name']).name}").write_bytes(content)
         copied += 1
     return copied
 
@@ -200,7 +202,9 @@ def _labels_in(table: Path) -> list[tuple[str, str, str]]:
 
 def _ids(directory: Path) -> Mapping[str, Mapping[str, int]]:
     """Ids of items by each column that may name them."""
-    items = [item for item, _ in read_items(directory)]
+    items = sorted(
+        read_items(directory), key=lambda item: not item.missing
+    )  # the last of a name counts
     names = {item.name: item.id for item in items}
     return {
         "item": {str(item.id): item.id for item in items},

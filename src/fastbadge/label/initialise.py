@@ -105,10 +105,10 @@ def _add_images(
     progress: bool | None,
 ) -> Report:
     known = read_items(directory)
-    exact = {(item.name, digest): item.id for item, digest in known}
+    exact = {(item.name, item.digest): item.id for item in known}
     by_digest: dict[str, list[int]] = {}
-    for item, digest in known:
-        by_digest.setdefault(digest, []).append(item.id)
+    for item in known:
+        by_digest.setdefault(item.digest, []).append(item.id)
     report, seen = Report(skipped=skipped), set[int]()
     renamed: dict[int, str] = {}
 
@@ -117,8 +117,8 @@ def _add_images(
         with progress_bar(len(names), "reading", "images", show=progress) as advance:
             for name in names:
                 read = _read(source, name, report)
-                if read and (item := exact.get((name, read[2]))):
-                    seen.add(item)
+                if read and (id := exact.get((name, read[2]))):
+                    seen.add(id)
                 elif read and read[2] in by_digest:
                     elsewhere.append((name, read[2]))
                 elif read:
@@ -126,7 +126,7 @@ def _add_images(
                 advance(1)
         # Only now is it known which items are where they were: names may have gone round in a ring.
         for name, digest in elsewhere:
-            free = next((item for item in by_digest[digest] if item not in seen), None)
+            free = next((id for id in by_digest[digest] if id not in seen), None)
             if free is not None:
                 seen.add(free)
                 renamed[free] = name
@@ -141,8 +141,8 @@ def _add_images(
             writer.append(np.concatenate(features))
             add_items(directory, found, first=first)
             report.added += len(found)
-    gone = [item for item, _ in known if item.id not in seen and not item.missing]
-    back = [item.id for item, _ in known if item.id in seen and item.missing]
+    gone = [item for item in known if item.id not in seen and not item.missing]
+    back = [item.id for item in known if item.id in seen and item.missing]
     update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
     report.moved, report.back = len(renamed), len(back)
     report.missing = [item.name for item in gone]
@@ -211,7 +211,7 @@ def _add_texts(
 ) -> Report:
     known = read_items(directory)
     report = Report()
-    id_of = {digest: item for item, digest in known}
+    item_of = {item.digest: item for item in known}
     seen: set[str] = set()
     found: list[Found] = []
     renamed: dict[int, str] = {}
@@ -219,13 +219,13 @@ def _add_texts(
         digest = digest_of(text)
         if digest in seen:
             report.repeated += 1
-        elif digest not in id_of:
+        elif digest not in item_of:
             found.append(Found(digest, str(number), text))
-        elif id_of[digest].name != str(number):
-            renamed[id_of[digest].id] = str(number)
+        elif item_of[digest].name != str(number):
+            renamed[item_of[digest].id] = str(number)
         seen.add(digest)
     if found and config.features == "tfidf":
-        old = [item.text or "" for item, _ in known]
+        old = [item.text or "" for item in known]
         replace_features(directory, tfidf([*old, *(new.text or "" for new in found)]))
         add_items(directory, found, first=len(known) + 1)
     elif found:
@@ -237,8 +237,8 @@ def _add_texts(
                 add_items(directory, chunk, first=first)
                 advance(len(chunk))
     report.added = len(found)
-    gone = [item for digest, item in id_of.items() if digest not in seen and not item.missing]
-    back = [item.id for digest, item in id_of.items() if digest in seen and item.missing]
+    gone = [item for item in known if item.digest not in seen and not item.missing]
+    back = [item.id for item in known if item.digest in seen and item.missing]
     update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
     report.moved, report.back = len(renamed), len(back)
     report.missing = [item.name for item in gone]
@@ -278,8 +278,8 @@ def _add_rows(
             if bad_B.any():
                 raise InputError(f"{source} has NaN or inf in row {start + int(bad_B.argmax())}")
             digests = [digest_of(row_D.tobytes()) for row_D in chunk_BD]
-            for (item, old), new in zip(known[start : start + 4096], digests, strict=False):
-                if old != new:
+            for item, digest in zip(known[start : start + 4096], digests, strict=False):
+                if item.digest != digest:
                     raise InputError(
                         f"{source} has other numbers in row {item.name} than when it was read; "
                         "expected the same file, or one with rows appended"

@@ -28,6 +28,7 @@ Kind: TypeAlias = Literal["images", "texts", "features"]
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 _LONGEST_NAME = 100
+_ITEM = "id, name, text, missing, digest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,12 +88,14 @@ class Item:
         name: path below the source with forward slashes, or number of the row from 0.
         text: where items are texts.
         missing: whether it was not in the source when that was last read.
+        digest: SHA-256 of its content.
     """
 
     id: int
     name: str
     text: str | None
     missing: bool
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,19 +261,23 @@ def item_in(connection: sqlite3.Connection, item: int) -> Item:
     """`read_item` in a transaction that is open."""
     found = None
     if 0 < item < 2**63:  # what SQLite holds
-        found = connection.execute(
-            "SELECT id, name, text, missing FROM item WHERE id = ?", (item,)
-        ).fetchone()
+        found = connection.execute(f"SELECT {_ITEM} FROM item WHERE id = ?", (item,)).fetchone()
     if found is None:
         raise InputError(f"item {item} is not in the project")
-    return Item(found[0], found[1], found[2], bool(found[3]))
+    return _as_item(found)
 
 
-def read_items(directory: Path) -> list[tuple[Item, str]]:
-    """All items in order of their ids, each with its digest."""
+def read_items(directory: Path) -> list[Item]:
+    """All items in order of their ids."""
     with connected(directory) as connection:
-        rows = connection.execute("SELECT id, name, text, missing, digest FROM item ORDER BY id")
-        return [(Item(row[0], row[1], row[2], bool(row[3])), row[4]) for row in rows]
+        return [
+            _as_item(row) for row in connection.execute(f"SELECT {_ITEM} FROM item ORDER BY id")
+        ]
+
+
+def _as_item(row: tuple[Any, ...]) -> Item:
+    id, name, text, missing, digest = row
+    return Item(id, name, text, bool(missing), digest)
 
 
 def count_items(directory: Path) -> int:
