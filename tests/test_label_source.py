@@ -15,7 +15,7 @@ from fastbadge.errors import InputError, ProjectError
 from fastbadge.gradients import GradientEmbedding
 from fastbadge.label import clicks, features, project, rounds
 from fastbadge.label.audit import find_doubts
-from fastbadge.label.exchange import export_rows, import_labels
+from fastbadge.label.exchange import export_folder, export_rows, import_labels
 from fastbadge.label.features import FeatureWriter, hog, maker, open_features, pixels
 from fastbadge.label.initialise import init_project
 from fastbadge.label.project import Config, read_items, read_status, take_snapshot
@@ -505,6 +505,30 @@ def test_what_is_exported_is_what_was_clicked(tmp_path):
     assert rows[first]["annotators"] == {"ann": "2", "bob": "3"} and rows[first]["seconds"] == 2.5
     assert rows[second]["annotators"] == {"ann": "0", "bob": "cannot tell"}
     assert rows[second]["label"] == "0" and not rows[second]["disputed"]
+
+
+def test_images_are_exported_under_their_own_label_or_not_at_all(folder, tmp_path):
+    names = ["a/b", "a_b", "Cat", "cat", "\u6f22" * 100]
+    (folder / "a" / "1.png").rename(folder / "a" / f"{'1' * 251}.png")
+    path, out = tmp_path / "p", tmp_path / "out"
+    init_project(path, config_of(folder), names)
+    for item in read_items(path):
+        clicks.record_label(path, item.id, min(item.id, 5), "ann", request=str(item.id))
+    changed = read_items(path)[-1]
+    write_png(folder / changed.name, 60)
+    init_project(path, config_of(folder), names)  # the labelled item is missing, its name is not
+    with pytest.raises(InputError, match="is in the source"):
+        export_folder(path, export_rows(path), folder / "out")
+    assert export_folder(path, export_rows(path), out) == 5
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert len(files) == 5 and len({file.parent.name.lower() for file in files}) == 5
+    assert all(file.suffix == ".png" for file in files)
+    ids = {item.digest: item.id for item in read_items(path)}
+    for file in files:
+        assert int(file.name[:6]) == ids[digest_of(file.read_bytes())]
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"name,label\n{changed.name},cat\n")
+    assert import_labels(path, labels).added == 1  # to the item that has the name now
 
 
 def test_the_command_line_from_a_folder_to_files(folder, tmp_path, monkeypatch, capsys):

@@ -303,7 +303,10 @@ def export(
         model.write_bytes(as_npz(weights))
     print(f"{len(rows):,} labels")
     if folder:
-        print(f"{export_folder(project, rows, folder):,} images in {folder}")
+        copied = export_folder(project, rows, folder)
+        print(f"{copied:,} images in {folder}")
+        if copied < len(rows):
+            print(f"{len(rows) - copied:,} left out: no longer in the source, or changed there")
 
 
 @app.command

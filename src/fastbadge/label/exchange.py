@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from fastbadge.label.sources import read_image
 from fastbadge.sqlitefile import now_utc
 
 IMPORTER = "import"  # the annotator of imported labels
+
+_MOST_BYTES = 200  # of a name in an export; file systems take 255
 
 _COLUMNS = (
     "item, name, label, annotators, disputed, validation, batch, reason, gradient_norm, predicted, "
@@ -152,31 +155,51 @@ def export_folder(directory: Path, rows: list[dict[str, Any]], folder: Path) -> 
     The name of an image is its id and its own name, so that none meets another's.
 
     Raises:
-        InputError: a project without images, or a folder that is there already.
+        InputError: a project without images, or a folder that is there already or would be in the
+            source, whose items the copies would become.
     """
     config = read_config(directory)
     if config.kind != "images":
         raise InputError(f"items are {config.kind}, not images; use --csv or --jsonl")
     if folder.exists():
         raise InputError(f"{folder} is there already; pass another name")
-    items = read_items(directory)
+    if folder.resolve().is_relative_to(Path(config.source).resolve()):
+        raise InputError(f"{folder} is in the source; pass a name outside {config.source}")
+    items, folder_of = read_items(directory), _folders(read_classes(directory).values())
     copied = 0
     for row in rows:
         try:
             content = read_image(Path(config.source), items[row["item"] - 1])
         except InputError:
             continue
-        place = folder / _as_folder(row["label"])
+        place = folder / folder_of[row["label"]]
         place.mkdir(parents=True, exist_ok=True)
-        (place / f"{row['item']:06}-{Path(row['name']).name}").write_bytes(content)
+        own_name = _shortened(Path(row["name"]).name, slice(-_MOST_BYTES, None))  # with its suffix
+        (place / f"{row['item']:06}-{own_name}").write_bytes(content)
         copied += 1
     return copied
 
 
-def _as_folder(name: str) -> str:
-    """A class's name as that of a folder: nothing in it leads anywhere else."""
-    plain = "".join("_" if character in '<>:"/\\|?*' else character for character in name)
-    return plain.strip(". ") or "_"
+def _folders(names: Iterable[str]) -> dict[str, str]:
+    """Names of folders for those of classes: none leads anywhere else, or is another's.
+
+    >>> _folders(["../a", "a/b", "a_b", "A_B", "."])
+    {'../a': '_a', 'a/b': 'a_b', 'a_b': 'a_b-2', 'A_B': 'A_B-3', '.': '_'}
+    """
+    folder_of: dict[str, str] = {}
+    taken = set[str]()  # in one case: not all file systems tell Cat from cat
+    for name in names:
+        plain = "".join("_" if character in '<>:"/\\|?*' else character for character in name)
+        plain = _shortened(plain.strip(". "), slice(_MOST_BYTES)) or "_"
+        others = (f"{plain}-{i}" for i in count(2))
+        folder_of[name] = next(each for each in chain([plain], others) if each.lower() not in taken)
+        taken.add(folder_of[name].lower())
+    return folder_of
+
+
+def _shortened(name: str, part: slice) -> str:
+    """The part of a name in bytes, which is what file systems count."""
+    return name.encode()[part].decode(errors="ignore")
 
 
 def _labels_in(table: Path) -> list[tuple[str, str, str]]:
