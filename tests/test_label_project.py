@@ -249,7 +249,10 @@ def test_overlap_gives_an_item_to_so_many_and_no_more(tmp_path):
         ({"label": 3}, "class 3 is not in the project"),
         ({"label": -1}, "class -1 is not"),
         ({"annotator": " "}, "annotator is ''; expected 1 to 100 printable"),
+        ({"annotator": "\u200d"}, "annotator is"),
         ({"annotator": "a\nb"}, "annotator is"),
+        ({"annotator": "a\u202eb"}, "annotator is"),
+        ({"annotator": "a\ud800"}, "annotator is"),
         ({"request": "x" * 101}, "request is"),
         ({"seconds": float("nan")}, "seconds is nan; expected"),
         ({"seconds": -1.0}, "seconds is -1"),
@@ -262,6 +265,20 @@ def test_a_click_that_cannot_be_is_refused_in_one_line(tmp_path, changes, expect
         clicks.record_label(tmp_path, **(good | changes))
     assert "\n" not in str(caught.value)
     assert rows(tmp_path, "SELECT count(*) FROM label") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "Oui\u00a0!",
+        "\U0001f469\u200d\U0001f33e",
+    ],
+)
+def test_names_may_be_in_any_script(tmp_path, name):
+    make(tmp_path)
+    added = project.add_class(tmp_path, name)
+    assert project.read_classes(tmp_path)[added] == name
 
 
 # --- many at once, and kill -9

@@ -71,6 +71,9 @@ def annotate(path, truth=DIGITS.target):
 
 def test_images_are_found_and_nothing_else(folder, tmp_path):
     (folder / "notes.txt").write_text("")
+    write_png(folder / "2026-11-25 at 9.41.00\u202fAM.png")  # as macOS calls its screenshots
+    write_png(folder / "\u202egnp.png")
+    write_png(folder / "two\nlines.png")
     write_png(folder / ".hidden.png")
     write_png(folder / ".cache" / "x.png")
     outside = tmp_path / "secret.png"
@@ -81,8 +84,10 @@ def test_images_are_found_and_nothing_else(folder, tmp_path):
     (folder / "within.png").symlink_to(folder / "a" / "1.png")
     (folder / "up").symlink_to(tmp_path, target_is_directory=True)
     names, skipped = find_images(folder)
-    assert names == ["within.png", "a/1.png", "a/3.png", "a/5.png", "b/0.png", "b/2.png", "b/4.png"]
-    assert {each.name for each in skipped} == {"out.png", "nowhere.png", "loop.png"}
+    assert names[:2] == ["2026-11-25 at 9.41.00\u202fAM.png", "within.png"]
+    assert names[2:] == ["a/1.png", "a/3.png", "a/5.png", "b/0.png", "b/2.png", "b/4.png"]
+    unprintable = {r"'two\nlines.png'", r"'\u202egnp.png'"}
+    assert {each.name for each in skipped} == {"out.png", "nowhere.png", "loop.png"} | unprintable
 
 
 def test_a_file_exchanged_for_another_or_a_link_to_the_outside_is_not_given(folder, tmp_path):
@@ -107,6 +112,7 @@ def test_a_file_exchanged_for_another_or_a_link_to_the_outside_is_not_given(fold
         ("t.csv", b"text\n\xff\xfe\n", "is not UTF-8"),
         ("t.jsonl", '{"text": "a"}\n[1]\n', "row 1 is not an object"),
         ("t.jsonl", '{"text": \n', "cannot be read"),
+        ("t.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n', "row 1 has half a character"),
         ("t.csv", "text\n \n", "has no text in column 'text'"),
         ("t.csv", f"text\n{'x' * 1_100_000}\n", "has 1,100,000 characters"),
     ],

@@ -28,6 +28,11 @@ Kind: TypeAlias = Literal["images", "texts", "features"]
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 _LONGEST_NAME = 100
+# What str.isprintable refuses though names have it: the spaces of macOS's screenshots and of
+# Japanese, and what Persian puts between letters, Hindi and families of emoji to join them.
+_ALSO_PRINTABLE = dict.fromkeys(map(ord, "\u00a0\u202f\u3000"), " ") | dict.fromkeys(
+    map(ord, "\u200c\u200d"), ""
+)
 _ITEM = "id, name, text, missing, digest"
 
 
@@ -554,10 +559,16 @@ def _add_classes(connection: sqlite3.Connection, names: Sequence[str]) -> None:
     )
 
 
+def is_printable(name: str) -> bool:
+    """Whether there is something to see in a name, and nothing that ends or turns a line."""
+    plain = name.translate(_ALSO_PRINTABLE)
+    return plain.isprintable() and not plain.isspace() and plain != ""
+
+
 def checked_name(name: str, what: str) -> str:
     """The name without white space around it; an InputError for what cannot be one."""
     name = name.strip()
-    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+    if len(name) > _LONGEST_NAME or not is_printable(name):
         raise InputError(
             f"{what} is {name[:_LONGEST_NAME]!r}; expected 1 to {_LONGEST_NAME} printable "
             "characters"

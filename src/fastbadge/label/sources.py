@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastbadge.errors import InputError
 from fastbadge.files import read_array
-from fastbadge.label.project import Item, Kind
+from fastbadge.label.project import Item, Kind, is_printable
 
 IMAGE_TYPES = {
     ".bmp": "image/bmp",
@@ -76,7 +76,7 @@ def find_images(folder: Path) -> tuple[list[str], list[Skipped]]:
                 continue
             whole = Path(path, file)
             name = whole.relative_to(root).as_posix()
-            if not name.isprintable():  # bytes that are no text among them
+            if not is_printable(name):  # bytes that are no text among them
                 skipped.append(Skipped(ascii(name), "its name is not printable"))
             elif whole.is_symlink() and not _leads_into(whole, root):
                 skipped.append(Skipped(name, "a link that leads out of the source or nowhere"))
@@ -133,6 +133,10 @@ def read_texts(table: Path, column: str) -> Iterator[tuple[int, str]]:
                     raise InputError(
                         f"{table}, row {number} has {len(text):,} characters; expected at most "
                         f"{_LONGEST_TEXT:,}"
+                    )
+                if any("\ud800" <= character <= "\udfff" for character in set(text)):
+                    raise InputError(
+                        f"{table}, row {number} has half a character (a lone surrogate); mend it"
                     )
                 yield number, text
     except UnicodeDecodeError as error:
