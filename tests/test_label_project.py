@@ -218,6 +218,24 @@ def test_skipped_items_come_last_and_are_open_to_others(tmp_path):
     assert (status.labelled, status.cannot_tell, status.waiting) == (0, 0, 3)
 
 
+def test_a_skip_taken_back_does_not_take_the_item_from_whom_it_was_given_to(tmp_path):
+    make(tmp_path, batch=1)
+    clicks.next_items(tmp_path, "ann")
+    clicks.skip(tmp_path, 1, "ann", request="1")
+    assert ids(clicks.next_items(tmp_path, "bob")) == [1]
+    assert clicks.undo(tmp_path, "ann", request="2").item == 1
+    assert ids(clicks.next_items(tmp_path, "ann")) == []
+    assert ids(clicks.next_items(tmp_path, "bob")) == [1]
+
+
+def test_a_lease_from_a_clock_that_was_wrong_is_none(tmp_path, monkeypatch):
+    make(tmp_path, batch=1)
+    with monkeypatch.context() as wrong:
+        wrong.setattr(clicks, "time", lambda: time.time() + 1e8)
+        assert ids(clicks.next_items(tmp_path, "ann")) == [1]
+    assert ids(clicks.next_items(tmp_path, "bob")) == [1]
+
+
 def test_cannot_tell_is_an_answer_without_a_class(tmp_path):
     make(tmp_path)
     clicks.record_cannot_tell(tmp_path, 1, "ann", request="1")
