@@ -161,6 +161,9 @@ def test_too_small_a_slice_gives_words_and_no_number():
     assert numbers.accuracy is None and numbers.curve == [] and numbers.recall["a"] is None
     assert numbers.words.startswith("Too early for an accuracy: 29 of the 30 validation labels")
     assert "No model yet" in compute_numbers(now, []).words
+    few = replace(now, reserved_N=np.arange(400) < LEAST_SLICE - 1)  # there will never be more
+    numbers = compute_numbers(few, [model_of(np.ones(400, dtype=np.int64), few.reserved_N)])
+    assert numbers.words == "No accuracy: 29 of the items here are for validation, and it takes 30."
 
 
 def test_items_that_came_after_a_model_do_not_count_for_it():

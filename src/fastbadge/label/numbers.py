@@ -5,10 +5,12 @@ slice is neither. When an item is added it draws a ticket u, uniform on [0, 1) a
 what it is; u < share puts it into the reserve, which is never trained on and never offered to a
 strategy. Each batch draws the lowest tickets of the reserve not drawn yet. So:
 
-- The tickets are independent of content, labels and models. The m lowest among those of all n items
+- The tickets are independent of content and labels. The m lowest among those of all n items
   are therefore, given m, a uniform sample without replacement of all items, whatever was labelled
-  besides; the reserve only keeps them untouched until their turn. A model's mean over the slice is
-  an unbiased estimate of its accuracy on the whole source, and Wilson's interval holds.
+  besides; the reserve only keeps them untouched until their turn. A model is made without them: its
+  mean over the slice is an unbiased estimate of its accuracy on items of this kind that it was not
+  trained on, and Wilson's interval holds. On the whole source, part of which it has learned, it is
+  rather more accurate.
 - Items added later draw tickets of the same kind. The highest ticket drawn, t, is where the slice
   ends; new items below t are asked first, and with them the slice is again all items below t, old
   and new alike. Till then it speaks of the items from before. That t was fixed by the m-th of the
@@ -189,7 +191,7 @@ def compute_numbers(snapshot: Snapshot, models: Sequence[ModelState]) -> Numbers
     guess_RM = guess_RM.reshape(len(models), len(truth_M))
     recall: dict[str, Rate | None] = dict.fromkeys(names.values())
     if not models or len(truth_M) < LEAST_SLICE:
-        words = _too_early(len(models), len(truth_M))
+        words = _too_early(snapshot, len(models), len(truth_M))
         labels = models[-1].labels if models else 0
         return Numbers(labels, len(truth_M), None, recall, {}, [], None, words)
     seen_M = guess_RM[-1] > 0  # the others came into the source after the model
@@ -211,7 +213,7 @@ def compute_numbers(snapshot: Snapshot, models: Sequence[ModelState]) -> Numbers
         int(whole_M.sum()),
         share=snapshot.config.share,
     )
-    words = _too_early(len(models), int(seen_M.sum()))
+    words = _too_early(snapshot, len(models), int(seen_M.sum()))
     if accuracy is not None:
         words = f"{_accuracy_words(accuracy)} {_forecast_words(expected)}"
     return Numbers(
@@ -231,9 +233,15 @@ def _guesses(model: ModelState, mask_N: NDArray[np.bool_]) -> NDArray[np.int64]:
     return guess_N[mask_N]
 
 
-def _too_early(models: int, slice_size: int) -> str:
+def _too_early(snapshot: Snapshot, models: int, slice_size: int) -> str:
     if not models:
         return "No model yet: it takes labels of two classes, then the next batch."
+    reserve = int((snapshot.reserved_N & (~snapshot.missing_N | slice_mask(snapshot))).sum())
+    if reserve < LEAST_SLICE:
+        return (
+            f"No accuracy: {reserve} of the items here are for validation, and it takes "
+            f"{LEAST_SLICE}."
+        )
     return (
         f"Too early for an accuracy: {slice_size} of the {LEAST_SLICE} validation labels that it "
         "takes."
