@@ -128,7 +128,7 @@ def annotator(page):
 
 def recorded(directory, *annotators):
     """(name, class) of every answer of theirs that stands, in the order of the clicks."""
-    names = {item.id: item.name for item, _ in read_items(directory)}
+    names = {item.id: item.name for item in read_items(directory)}
     with connected(directory) as connection:
         rows = connection.execute(
             "SELECT label.item, annotator, class.name FROM label LEFT JOIN class "
@@ -221,6 +221,18 @@ def test_the_grid_is_labelled_with_arrows_and_keys(shared, open_page):
     page.keyboard.press("2" if truth(second) == "light" else "1")
     until_saved(page)
     assert recorded(directory, annotator(page)) == [(second, truth(second))]
+
+
+def test_a_class_added_by_one_comes_to_the_others(shared, open_page):
+    first, second = open_page(shared[1]), open_page(shared[1])
+    shown(first), shown(second)
+    second.locator("#classes button").nth(1).focus()
+    first.locator("#name").fill("neither")
+    first.keyboard.press("Enter")
+    added = second.locator("#classes button").nth(2)
+    added.wait_for()
+    assert added.inner_text().split() == ["3", "neither"]
+    assert second.evaluate("document.activeElement.textContent") == "2light"
 
 
 def test_a_server_that_dies_under_the_page_loses_no_click(tmp_path, open_page):

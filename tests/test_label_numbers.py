@@ -135,7 +135,7 @@ def test_numbers_of_a_hand_made_project():
     now = snapshot(truth_N, ticket_N, batched_N)
     numbers = compute_numbers(now, [model_of(guess_N, now.reserved_N)])
     assert numbers.slice_size == 40 and numbers.trained_on == 50
-    assert numbers.confusion == [[30, 0], [5, 5]]
+    assert numbers.confusion == {("a", "a"): 30, ("b", "a"): 5, ("b", "b"): 5}
     assert numbers.accuracy == wilson(35, 40) and numbers.curve == [(50, wilson(35, 40))]
     assert numbers.recall == {"a": wilson(30, 30), "b": wilson(5, 10)}
     assert numbers.forecast is None
@@ -145,6 +145,15 @@ def test_numbers_of_a_hand_made_project():
     )
 
 
+def test_ten_thousand_classes_take_no_matrix():
+    truth_N = np.arange(400) + 9601
+    now = snapshot(truth_N, np.linspace(0, 1, 400, endpoint=False), np.arange(400) < 40)
+    now = replace(now, classes={id: f"class {id}" for id in range(1, 10_001)})
+    numbers = compute_numbers(now, [model_of(truth_N - 1, now.reserved_N)])
+    assert len(numbers.confusion) == 40 and numbers.confusion["class 9601", "class 9600"] == 1
+    assert numbers.accuracy == wilson(0, 40) and set(numbers.recall.values()) == {None}
+
+
 def test_too_small_a_slice_gives_words_and_no_number():
     ticket_N = np.linspace(0, 1, 400, endpoint=False)
     now = snapshot(np.ones(400, dtype=np.int64), ticket_N, np.arange(400) < LEAST_SLICE - 1)
@@ -152,6 +161,9 @@ def test_too_small_a_slice_gives_words_and_no_number():
     assert numbers.accuracy is None and numbers.curve == [] and numbers.recall["a"] is None
     assert numbers.words.startswith("Too early for an accuracy: 29 of the 30 validation labels")
     assert "No model yet" in compute_numbers(now, []).words
+    few = replace(now, reserved_N=np.arange(400) < LEAST_SLICE - 1)  # there will never be more
+    numbers = compute_numbers(few, [model_of(np.ones(400, dtype=np.int64), few.reserved_N)])
+    assert numbers.words == "No accuracy: 29 of the items here are for validation, and it takes 30."
 
 
 def test_items_that_came_after_a_model_do_not_count_for_it():

@@ -57,7 +57,7 @@ def test_what_is_made_is_read_and_made_again_without_change(tmp_path):
     assert project.read_classes(tmp_path) == {1: "cat", 2: "dog", 3: "bird"}
     assert project.add_class(tmp_path, " bird ") == 3 and project.add_class(tmp_path, "cow") == 4
     assert project.count_items(tmp_path) == 20
-    assert project.read_item(tmp_path, 7) == project.Item(7, "6", "text 6", False)
+    assert project.read_item(tmp_path, 7) == project.Item(7, "6", "text 6", False, f"{6:064x}")
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path):
@@ -96,7 +96,7 @@ def test_items_are_numbered_without_gaps_or_not_added(tmp_path):
     with pytest.raises(ProjectError, match="items from elsewhere meanwhile"):
         project.add_items(tmp_path, [Found("f", "20")], first=20)
     project.add_items(tmp_path, [Found("f", "20"), Found("e", "21")], first=21)
-    assert [item.id for item, _ in project.read_items(tmp_path)] == list(range(1, 23))
+    assert [item.id for item in project.read_items(tmp_path)] == list(range(1, 23))
 
 
 def test_tickets_do_not_depend_on_how_items_came_in(tmp_path):
@@ -218,6 +218,24 @@ def test_skipped_items_come_last_and_are_open_to_others(tmp_path):
     assert (status.labelled, status.cannot_tell, status.waiting) == (0, 0, 3)
 
 
+def test_a_skip_taken_back_does_not_take_the_item_from_whom_it_was_given_to(tmp_path):
+    make(tmp_path, batch=1)
+    clicks.next_items(tmp_path, "ann")
+    clicks.skip(tmp_path, 1, "ann", request="1")
+    assert ids(clicks.next_items(tmp_path, "bob")) == [1]
+    assert clicks.undo(tmp_path, "ann", request="2").item == 1
+    assert ids(clicks.next_items(tmp_path, "ann")) == []
+    assert ids(clicks.next_items(tmp_path, "bob")) == [1]
+
+
+def test_a_lease_from_a_clock_that_was_wrong_is_none(tmp_path, monkeypatch):
+    make(tmp_path, batch=1)
+    with monkeypatch.context() as wrong:
+        wrong.setattr(clicks, "time", lambda: time.time() + 1e8)
+        assert ids(clicks.next_items(tmp_path, "ann")) == [1]
+    assert ids(clicks.next_items(tmp_path, "bob")) == [1]
+
+
 def test_cannot_tell_is_an_answer_without_a_class(tmp_path):
     make(tmp_path)
     clicks.record_cannot_tell(tmp_path, 1, "ann", request="1")
@@ -249,7 +267,10 @@ def test_overlap_gives_an_item_to_so_many_and_no_more(tmp_path):
         ({"label": 3}, "class 3 is not in the project"),
         ({"label": -1}, "class -1 is not"),
         ({"annotator": " "}, "annotator is ''; expected 1 to 100 printable"),
+        ({"annotator": "\u200d"}, "annotator is"),
         ({"annotator": "a\nb"}, "annotator is"),
+        ({"annotator": "a\u202eb"}, "annotator is"),
+        ({"annotator": "a\ud800"}, "annotator is"),
         ({"request": "x" * 101}, "request is"),
         ({"seconds": float("nan")}, "seconds is nan; expected"),
         ({"seconds": -1.0}, "seconds is -1"),
@@ -262,6 +283,20 @@ def test_a_click_that_cannot_be_is_refused_in_one_line(tmp_path, changes, expect
         clicks.record_label(tmp_path, **(good | changes))
     assert "\n" not in str(caught.value)
     assert rows(tmp_path, "SELECT count(*) FROM label") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "Oui\u00a0!",
+        "\U0001f469\u200d\U0001f33e",
+    ],
+)
+def test_names_may_be_in_any_script(tmp_path, name):
+    make(tmp_path)
+    added = project.add_class(tmp_path, name)
+    assert project.read_classes(tmp_path)[added] == name
 
 
 # --- many at once, and kill -9

@@ -15,11 +15,11 @@ from fastbadge.errors import InputError, ProjectError
 from fastbadge.gradients import GradientEmbedding
 from fastbadge.label import clicks, features, project, rounds
 from fastbadge.label.audit import find_doubts
-from fastbadge.label.exchange import export_rows, import_labels
+from fastbadge.label.exchange import export_folder, export_rows, import_labels
 from fastbadge.label.features import FeatureWriter, hog, maker, open_features, pixels
 from fastbadge.label.initialise import init_project
 from fastbadge.label.project import Config, read_items, read_status, take_snapshot
-from fastbadge.label.sources import content_path, find_images, read_texts
+from fastbadge.label.sources import digest_of, find_images, read_image, read_texts
 
 DIGITS = load_digits()
 NAMES = [str(c) for c in range(10)]
@@ -71,6 +71,9 @@ def annotate(path, truth=DIGITS.target):
 
 def test_images_are_found_and_nothing_else(folder, tmp_path):
     (folder / "notes.txt").write_text("")
+    write_png(folder / "2026-11-25 at 9.41.00\u202fAM.png")  # as macOS calls its screenshots
+    write_png(folder / "\u202egnp.png")
+    write_png(folder / "two\nlines.png")
     write_png(folder / ".hidden.png")
     write_png(folder / ".cache" / "x.png")
     outside = tmp_path / "secret.png"
@@ -81,21 +84,25 @@ def test_images_are_found_and_nothing_else(folder, tmp_path):
     (folder / "within.png").symlink_to(folder / "a" / "1.png")
     (folder / "up").symlink_to(tmp_path, target_is_directory=True)
     names, skipped = find_images(folder)
-    assert names == ["within.png", "a/1.png", "a/3.png", "a/5.png", "b/0.png", "b/2.png", "b/4.png"]
-    assert {each.name for each in skipped} == {"out.png", "nowhere.png", "loop.png"}
+    assert names[:2] == ["2026-11-25 at 9.41.00\u202fAM.png", "within.png"]
+    assert names[2:] == ["a/1.png", "a/3.png", "a/5.png", "b/0.png", "b/2.png", "b/4.png"]
+    unprintable = {r"'two\nlines.png'", r"'\u202egnp.png'"}
+    assert {each.name for each in skipped} == {"out.png", "nowhere.png", "loop.png"} | unprintable
 
 
-def test_a_file_exchanged_for_a_link_to_the_outside_is_not_given(folder, tmp_path):
+def test_a_file_exchanged_for_another_or_a_link_to_the_outside_is_not_given(folder, tmp_path):
     path = tmp_path / "p"
     init_project(path, config_of(folder), ["x"])
-    item = next(item for item, _ in read_items(path) if item.name == "a/1.png")
-    assert content_path(path, item.id) == (folder / "a" / "1.png").resolve()
+    item = next(item for item in read_items(path) if item.name == "a/1.png")
+    before = (folder / "a" / "1.png").read_bytes()
+    assert read_image(folder, item) == before
+    (folder / "a" / "1.png").write_bytes((folder / "a" / "3.png").read_bytes())
+    with pytest.raises(InputError, match="another file than when it was read"):
+        read_image(folder, item)
     (folder / "a" / "1.png").unlink()
     (folder / "a" / "1.png").symlink_to("/etc/passwd")
     with pytest.raises(InputError, match="is no longer in"):
-        content_path(path, item.id)
-    with pytest.raises(InputError, match="item 99 is not in the project"):
-        content_path(path, 99)
+        read_image(folder, item)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +112,7 @@ def test_a_file_exchanged_for_a_link_to_the_outside_is_not_given(folder, tmp_pat
         ("t.csv", b"text\n\xff\xfe\n", "is not UTF-8"),
         ("t.jsonl", '{"text": "a"}\n[1]\n', "row 1 is not an object"),
         ("t.jsonl", '{"text": \n', "cannot be read"),
+        ("t.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n', "row 1 has half a character"),
         ("t.csv", "text\n \n", "has no text in column 'text'"),
         ("t.csv", f"text\n{'x' * 1_100_000}\n", "has 1,100,000 characters"),
     ],
@@ -147,7 +155,7 @@ def test_init_again_adds_what_is_new_and_tells_what_has_gone(folder, tmp_path):
     report = init_project(path, config_of(folder), ["x"])
     assert (report.added, report.moved) == (2, 1)
     assert sorted(report.missing) == ["a/3.png", "b/0.png"]
-    items = [item for item, _ in read_items(path)]
+    items = [item for item in read_items(path)]
     assert [item.id for item in items] == list(range(1, 9))
     assert {item.name for item in items if item.missing} == {"a/3.png", "b/0.png"}
     write_png(folder / "a" / "3.png", 3)
@@ -161,9 +169,28 @@ def test_each_item_has_its_own_features_however_it_came_in(folder, tmp_path):
         write_png(folder / "0" / f"{number}.png", number)  # sorted before the others
     init_project(tmp_path / "p", config_of(folder), ["x"])
     feature_ND = open_features(tmp_path / "p", 9)
-    for item, _ in read_items(tmp_path / "p"):
+    for item in read_items(tmp_path / "p"):
         expected = pixels([(folder / item.name).read_bytes()])[0]
         assert (feature_ND[item.id - 1] == expected).all()
+
+
+def test_files_that_change_names_among_each_other_stay_the_items_they_are(folder, tmp_path):
+    """Renumbered by one, as for a picture put in before them; a copy of one is a new item."""
+    path = tmp_path / "p"
+    init_project(path, config_of(folder), ["x"])
+    before = {item.digest: item.id for item in read_items(path)}
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
+    contents = [(folder / name).read_bytes() for name in names]
+    for name, content in zip(names, contents[-1:] + contents[:-1], strict=True):
+        (folder / name).write_bytes(content)
+    (folder / "copy.png").write_bytes(contents[0])
+    report = init_project(path, config_of(folder), ["x"])
+    assert (report.added, report.moved, report.missing) == (1, 6, [])
+    for item in read_items(path):
+        assert item.digest == digest_of((folder / item.name).read_bytes())
+        assert item.id in (before[item.digest], 7)
+        expected = pixels([(folder / item.name).read_bytes()])[0]
+        assert (open_features(path, 7)[item.id - 1] == expected).all()
 
 
 def test_a_killed_init_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
@@ -185,7 +212,7 @@ def test_a_killed_init_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     write_png(folder / "0.png", 40)  # another item gets the row of the one that was not committed
     assert init_project(path, config_of(folder), ["x"]).added == 5
     test = open_features(path, 7)
-    for item, _ in read_items(path):
+    for item in read_items(path):
         assert (test[item.id - 1] == pixels([(folder / item.name).read_bytes()])[0]).all()
 
 
@@ -204,6 +231,11 @@ def test_texts_are_items_by_their_text(tmp_path):
     assert (report.added, report.missing) == (1, ["0"])
     assert project.read_item(path, 31).text == "a new one"
     assert len(open_features(path, 31)) == 31
+    table.write_text("text\n" + "\n".join(["put in before", *texts]) + "\n")
+    report = init_project(path, config_of(table, "texts"), ["x"])
+    assert (report.added, report.moved, report.back, report.missing) == (1, 30, 1, ["0"])
+    for item in read_items(path):  # what is exported by row is of that row
+        assert item.missing or item.text == ["put in before", *texts][int(item.name)]
 
 
 def test_rows_of_features_may_be_appended_and_not_changed(tmp_path):
@@ -479,6 +511,30 @@ def test_what_is_exported_is_what_was_clicked(tmp_path):
     assert rows[first]["annotators"] == {"ann": "2", "bob": "3"} and rows[first]["seconds"] == 2.5
     assert rows[second]["annotators"] == {"ann": "0", "bob": "cannot tell"}
     assert rows[second]["label"] == "0" and not rows[second]["disputed"]
+
+
+def test_images_are_exported_under_their_own_label_or_not_at_all(folder, tmp_path):
+    names = ["a/b", "a_b", "Cat", "cat", "\u6f22" * 100]
+    (folder / "a" / "1.png").rename(folder / "a" / f"{'1' * 251}.png")
+    path, out = tmp_path / "p", tmp_path / "out"
+    init_project(path, config_of(folder), names)
+    for item in read_items(path):
+        clicks.record_label(path, item.id, min(item.id, 5), "ann", request=str(item.id))
+    changed = read_items(path)[-1]
+    write_png(folder / changed.name, 60)
+    init_project(path, config_of(folder), names)  # the labelled item is missing, its name is not
+    with pytest.raises(InputError, match="is in the source"):
+        export_folder(path, export_rows(path), folder / "out")
+    assert export_folder(path, export_rows(path), out) == 5
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert len(files) == 5 and len({file.parent.name.lower() for file in files}) == 5
+    assert all(file.suffix == ".png" for file in files)
+    ids = {item.digest: item.id for item in read_items(path)}
+    for file in files:
+        assert int(file.name[:6]) == ids[digest_of(file.read_bytes())]
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"name,label\n{changed.name},cat\n")
+    assert import_labels(path, labels).added == 1  # to the item that has the name now
 
 
 def test_the_command_line_from_a_folder_to_files(folder, tmp_path, monkeypatch, capsys):

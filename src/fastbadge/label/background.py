@@ -151,19 +151,17 @@ def summarise(directory: Path) -> dict[str, Any]:
     Returns:
         `status` and `numbers` as the classes of these names, but what is told by name, whose order
         JavaScript would not keep, in lists: `classes` of name, labels and recall, `annotators` of
-        name and answers. Of the confusion matrix there are the largest counts as `confused`: true
+        name and answers. Of the confusions there are the largest counts as `confused`: true
         class, predicted class, how often. And the first `disputes`: item, its name, who says what.
     """
     from fastbadge.label.numbers import read_numbers
 
     status, numbers = asdict(read_status(directory)), asdict(read_numbers(directory))
     recall = numbers.pop("recall")
-    names = list(recall)
     confused = sorted(
         (
-            (names[truth], names[guess], count)
-            for truth, row in enumerate(numbers.pop("confusion"))
-            for guess, count in enumerate(row)
+            (truth, guess, count)
+            for (truth, guess), count in numbers.pop("confusion").items()
             if truth != guess and count > 1
         ),
         key=lambda each: -each[2],

@@ -89,7 +89,8 @@ def init(
     if report.repeated:
         print(f"{report.repeated:,} texts are repeated in the table; each is one item")
     if report.moved or report.back:
-        print(f"{report.moved:,} found under another name, {report.back:,} there again")
+        where = "in another row" if kind == "texts" else "under another name"
+        print(f"{report.moved:,} found {where}, {report.back:,} there again")
     _some(f"{len(report.missing):,} no longer in the source", report.missing)
     _some(
         f"{len(report.skipped):,} left out",
@@ -302,7 +303,10 @@ def export(
         model.write_bytes(as_npz(weights))
     print(f"{len(rows):,} labels")
     if folder:
-        print(f"{export_folder(project, rows, folder):,} images in {folder}")
+        copied = export_folder(project, rows, folder)
+        print(f"{copied:,} images in {folder}")
+        if copied < len(rows):
+            print(f"{len(rows) - copied:,} left out: no longer in the source, or changed there")
 
 
 @app.command

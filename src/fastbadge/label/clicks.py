@@ -28,6 +28,14 @@ ClickKind: TypeAlias = Literal["label", "cannot tell", "skip"]
 
 LEASE_SECONDS = 600.0
 _LONGEST_SECONDS = 86_400.0
+# How many besides me have an item, answered or on the screen.
+_OTHERS = """(
+    SELECT count(*) FROM (
+        SELECT annotator FROM label WHERE label.item = {item}
+            AND undone IS NULL AND kind <> 'skip'
+        UNION SELECT annotator FROM assignment WHERE assignment.item = {item}
+    ) WHERE annotator <> :me
+)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +73,18 @@ def next_items(
     annotator = checked_name(annotator, "annotator")
     if n < 1:
         raise InputError(f"n is {n}; expected at least 1")
-    now = time()
     with connected(directory, write=True, durable=False) as connection:
-        connection.execute("DELETE FROM assignment WHERE expires <= ?", (now,))
+        now = time()
+        _end_leases(connection, now, max(lease_seconds, LEASE_SECONDS))
         rows = connection.execute(
-            """
+            f"""
             SELECT b.item FROM batch_item AS b JOIN item ON item.id = b.item
             WHERE b.done = 0 AND item.missing = 0
                 AND NOT EXISTS (
                     SELECT 1 FROM label AS l WHERE l.item = b.item AND l.annotator = :me
                         AND l.undone IS NULL AND l.kind <> 'skip'
                 )
-                AND :overlap > (
-                    SELECT count(*) FROM (
-                        SELECT annotator FROM label AS l WHERE l.item = b.item
-                            AND l.undone IS NULL AND l.kind <> 'skip'
-                        UNION SELECT annotator FROM assignment AS a WHERE a.item = b.item
-                    ) WHERE annotator <> :me
-                )
+                AND :overlap > {_OTHERS.format(item="b.item")}
             ORDER BY (
                 SELECT count(*) FROM label AS l WHERE l.item = b.item AND l.annotator = :me
                     AND l.undone IS NULL AND l.kind = 'skip'
@@ -143,7 +145,8 @@ def skip(
 def undo(directory: Path, annotator: str | None = None, *, request: str) -> Click | None:
     """Take back the latest click of an annotator (of anyone, for None) that stands.
 
-    The item is the annotator's again. Imported labels are no clicks.
+    The item is the annotator's again, unless it is with others by now, as after a skip. Imported
+    labels are no clicks.
 
     Returns:
         What was taken back; the same again for the same request; None where there is nothing.
@@ -167,8 +170,15 @@ def undo(directory: Path, annotator: str | None = None, *, request: str) -> Clic
             "UPDATE label SET undone = ?, undo_request = ? WHERE id = ?",
             (now_utc(), request, last.id),
         )
-        settle(connection, last.item, config_in(connection, directory).overlap)
-        _lease(connection, last.item, last.annotator, time() + LEASE_SECONDS)
+        overlap = config_in(connection, directory).overlap
+        settle(connection, last.item, overlap)
+        now = time()
+        _end_leases(connection, now, LEASE_SECONDS)
+        (others,) = connection.execute(
+            f"SELECT {_OTHERS.format(item=':item')}", {"item": last.item, "me": last.annotator}
+        ).fetchone()
+        if others < overlap:
+            _lease(connection, last.item, last.annotator, now + LEASE_SECONDS)
         return last
 
 
@@ -240,4 +250,11 @@ def _lease(connection: sqlite3.Connection, item: int, annotator: str, expires: f
         "INSERT INTO assignment (item, annotator, expires) VALUES (?, ?, ?) "
         "ON CONFLICT DO UPDATE SET expires = excluded.expires",
         (item, annotator, expires),
+    )
+
+
+def _end_leases(connection: sqlite3.Connection, now: float, longest_seconds: float) -> None:
+    """Forget those that have expired, and what a clock that was wrong has lent out for years."""
+    connection.execute(  # twice: a clock that was set back a little takes nothing from anybody
+        "DELETE FROM assignment WHERE NOT expires BETWEEN ? AND ?", (now, now + 2 * longest_seconds)
     )

@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from fastbadge.errors import InputError
 from fastbadge.label.project import config_in, read_classes, read_config, read_items, settle
 from fastbadge.label.schema import connected
-from fastbadge.label.sources import image_path
+from fastbadge.label.sources import read_image
 from fastbadge.sqlitefile import now_utc
 
 IMPORTER = "import"  # the annotator of imported labels
+
+_MOST_BYTES = 200  # of a name in an export; file systems take 255
 
 _COLUMNS = (
     "item, name, label, annotators, disputed, validation, batch, reason, gradient_norm, predicted, "
@@ -148,33 +150,56 @@ def as_jsonl(rows: list[dict[str, Any]]) -> str:
 def export_folder(directory: Path, rows: list[dict[str, Any]], folder: Path) -> int:
     """Copy the labelled images into folders by class; how many, without those that have gone.
 
+    A file that is no longer the one that was labelled has gone, too.
+
     The name of an image is its id and its own name, so that none meets another's.
 
     Raises:
-        InputError: a project without images, or a folder that is there already.
+        InputError: a project without images, or a folder that is there already or would be in the
+            source, whose items the copies would become.
     """
     config = read_config(directory)
     if config.kind != "images":
         raise InputError(f"items are {config.kind}, not images; use --csv or --jsonl")
     if folder.exists():
         raise InputError(f"{folder} is there already; pass another name")
+    if folder.resolve().is_relative_to(Path(config.source).resolve()):
+        raise InputError(f"{folder} is in the source; pass a name outside {config.source}")
+    items, folder_of = read_items(directory), _folders(read_classes(directory).values())
     copied = 0
     for row in rows:
         try:
-            path = image_path(Path(config.source), row["name"])
+            content = read_image(Path(config.source), items[row["item"] - 1])
         except InputError:
             continue
-        place = folder / _as_folder(row["label"])
+        place = folder / folder_of[row["label"]]
         place.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place / f"{row['item']:06}-{Path(row['name']).name}")
+        own_name = _shortened(Path(row["name"]).name, slice(-_MOST_BYTES, None))  # with its suffix
+        (place / f"{row['item']:06}-{own_name}").write_bytes(content)
         copied += 1
     return copied
 
 
-def _as_folder(name: str) -> str:
-    """A class's name as that of a folder: nothing in it leads anywhere else."""
-    plain = "".join("_" if character in '<>:"/\\|?*' else character for character in name)
-    return plain.strip(". ") or "_"
+def _folders(names: Iterable[str]) -> dict[str, str]:
+    """Names of folders for those of classes: none leads anywhere else, or is another's.
+
+    >>> _folders(["../a", "a/b", "a_b", "A_B", "."])
+    {'../a': '_a', 'a/b': 'a_b', 'a_b': 'a_b-2', 'A_B': 'A_B-3', '.': '_'}
+    """
+    folder_of: dict[str, str] = {}
+    taken = set[str]()  # in one case: not all file systems tell Cat from cat
+    for name in names:
+        plain = "".join("_" if character in '<>:"/\\|?*' else character for character in name)
+        plain = _shortened(plain.strip(". "), slice(_MOST_BYTES)) or "_"
+        others = (f"{plain}-{i}" for i in count(2))
+        folder_of[name] = next(each for each in chain([plain], others) if each.lower() not in taken)
+        taken.add(folder_of[name].lower())
+    return folder_of
+
+
+def _shortened(name: str, part: slice) -> str:
+    """The part of a name in bytes, which is what file systems count."""
+    return name.encode()[part].decode(errors="ignore")
 
 
 def _labels_in(table: Path) -> list[tuple[str, str, str]]:
@@ -200,7 +225,9 @@ def _labels_in(table: Path) -> list[tuple[str, str, str]]:
 
 def _ids(directory: Path) -> Mapping[str, Mapping[str, int]]:
     """Ids of items by each column that may name them."""
-    items = [item for item, _ in read_items(directory)]
+    items = sorted(
+        read_items(directory), key=lambda item: not item.missing
+    )  # the last of a name counts
     names = {item.name: item.id for item in items}
     return {
         "item": {str(item.id): item.id for item in items},

@@ -15,7 +15,6 @@ from fastbadge.label.features import FeatureWriter, maker, replace_features, tfi
 from fastbadge.label.project import (
     Config,
     Found,
-    Item,
     add_items,
     create_project,
     read_items,
@@ -44,7 +43,7 @@ class Report:
 
     Args:
         added: new items.
-        moved: items found under another name.
+        moved: items found under another name, or in another row.
         missing: names of items that the source no longer has.
         back: items that were missing and are there again.
         repeated: texts that the table holds more than once; they are one item.
@@ -106,53 +105,62 @@ def _add_images(
     progress: bool | None,
 ) -> Report:
     known = read_items(directory)
-    by_name = {item.name: (item, digest) for item, digest in known}
-    by_digest: dict[str, list[Item]] = {}
-    for item, digest in known:
-        by_digest.setdefault(digest, []).append(item)
+    exact = {(item.name, item.digest): item.id for item in known}
+    by_digest: dict[str, list[int]] = {}
+    for item in known:
+        by_digest.setdefault(item.digest, []).append(item.id)
     report, seen = Report(skipped=skipped), set[int]()
     renamed: dict[int, str] = {}
-    present = set(names)
-    writer = FeatureWriter(directory, len(known))
 
-    def add(chunk: Sequence[_Read]) -> None:
+    def new_files() -> Iterator[_Read]:
+        elsewhere: list[tuple[str, str]] = []
+        with progress_bar(len(names), "reading", "images", show=progress) as advance:
+            for name in names:
+                read = _read(source, name, report)
+                if read and (id := exact.get((name, read[2]))):
+                    seen.add(id)
+                elif read and read[2] in by_digest:
+                    elsewhere.append((name, read[2]))
+                elif read:
+                    yield read
+                advance(1)
+        # Only now is it known which items are where they were: names may have gone round in a ring.
+        for name, digest in elsewhere:
+            free = next((id for id in by_digest[digest] if id not in seen), None)
+            if free is not None:
+                seen.add(free)
+                renamed[free] = name
+            elif read := _read(source, name, report):
+                yield read  # one more copy
+
+    writer = FeatureWriter(directory, len(known))
+    for chunk in _of_some_bytes(new_files()):
         features, found = _made(make, chunk, report)
         if found:
             first = writer.rows + 1
             writer.append(np.concatenate(features))
             add_items(directory, found, first=first)
             report.added += len(found)
-
-    def is_new(name: str, digest: str) -> bool:
-        if name in by_name and by_name[name][1] == digest:
-            seen.add(by_name[name][0].id)
-            return False
-        for item in by_digest.get(digest, ()):
-            if item.name not in present and item.id not in seen:
-                seen.add(item.id)
-                renamed[item.id] = name
-                return False
-        return True
-
-    with progress_bar(len(names), "reading", "images", show=progress) as advance:
-        chunk: list[_Read] = []
-        size = 0
-        for name in names:
-            read = _read(source, name, report)
-            if read and is_new(read[0], read[2]):
-                chunk.append(read)
-                size += len(read[1])
-            if len(chunk) == _CHUNK or size > _CHUNK_BYTES:
-                add(chunk)
-                chunk, size = [], 0
-            advance(1)
-        add(chunk)
-    gone = [item for item, _ in known if item.id not in seen and not item.missing]
-    back = [item.id for item, _ in known if item.id in seen and item.missing]
+    gone = [item for item in known if item.id not in seen and not item.missing]
+    back = [item.id for item in known if item.id in seen and item.missing]
     update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
     report.moved, report.back = len(renamed), len(back)
     report.missing = [item.name for item in gone]
     return report
+
+
+def _of_some_bytes(reads: Iterator[_Read]) -> Iterator[list[_Read]]:
+    """The files in chunks."""
+    chunk: list[_Read] = []
+    size = 0
+    for read in reads:
+        chunk.append(read)
+        size += len(read[1])
+        if len(chunk) == _CHUNK or size > _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _maker_of_images(
@@ -188,8 +196,6 @@ def _made(
     report: Report,
 ) -> tuple[list[NDArray[np.float32]], list[Found]]:
     """Features of a chunk; item by item where one of them cannot be read."""
-    if not chunk:
-        return [], []
     try:
         return [make(chunk)], [Found(digest, name) for name, _, digest in chunk]
     except InputError as error:
@@ -205,18 +211,21 @@ def _add_texts(
 ) -> Report:
     known = read_items(directory)
     report = Report()
-    id_of = {digest: item for item, digest in known}
+    item_of = {item.digest: item for item in known}
     seen: set[str] = set()
     found: list[Found] = []
+    renamed: dict[int, str] = {}
     for number, text in texts:
         digest = digest_of(text)
         if digest in seen:
             report.repeated += 1
-        elif digest not in id_of:
+        elif digest not in item_of:
             found.append(Found(digest, str(number), text))
+        elif item_of[digest].name != str(number):
+            renamed[item_of[digest].id] = str(number)
         seen.add(digest)
     if found and config.features == "tfidf":
-        old = [item.text or "" for item, _ in known]
+        old = [item.text or "" for item in known]
         replace_features(directory, tfidf([*old, *(new.text or "" for new in found)]))
         add_items(directory, found, first=len(known) + 1)
     elif found:
@@ -228,10 +237,11 @@ def _add_texts(
                 add_items(directory, chunk, first=first)
                 advance(len(chunk))
     report.added = len(found)
-    gone = [item for digest, item in id_of.items() if digest not in seen and not item.missing]
-    back = [item.id for digest, item in id_of.items() if digest in seen and item.missing]
-    update_items(directory, missing=[item.id for item in gone], back=back)
-    report.missing, report.back = [item.name for item in gone], len(back)
+    gone = [item for item in known if item.digest not in seen and not item.missing]
+    back = [item.id for item in known if item.digest in seen and item.missing]
+    update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
+    report.moved, report.back = len(renamed), len(back)
+    report.missing = [item.name for item in gone]
     return report
 
 
@@ -268,8 +278,8 @@ def _add_rows(
             if bad_B.any():
                 raise InputError(f"{source} has NaN or inf in row {start + int(bad_B.argmax())}")
             digests = [digest_of(row_D.tobytes()) for row_D in chunk_BD]
-            for (item, old), new in zip(known[start : start + 4096], digests, strict=False):
-                if old != new:
+            for item, digest in zip(known[start : start + 4096], digests, strict=False):
+                if item.digest != digest:
                     raise InputError(
                         f"{source} has other numbers in row {item.name} than when it was read; "
                         "expected the same file, or one with rows appended"

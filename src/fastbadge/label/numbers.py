@@ -5,10 +5,12 @@ slice is neither. When an item is added it draws a ticket u, uniform on [0, 1) a
 what it is; u < share puts it into the reserve, which is never trained on and never offered to a
 strategy. Each batch draws the lowest tickets of the reserve not drawn yet. So:
 
-- The tickets are independent of content, labels and models. The m lowest among those of all n items
+- The tickets are independent of content and labels. The m lowest among those of all n items
   are therefore, given m, a uniform sample without replacement of all items, whatever was labelled
-  besides; the reserve only keeps them untouched until their turn. A model's mean over the slice is
-  an unbiased estimate of its accuracy on the whole source, and Wilson's interval holds.
+  besides; the reserve only keeps them untouched until their turn. A model is made without them: its
+  mean over the slice is an unbiased estimate of its accuracy on items of this kind that it was not
+  trained on, and Wilson's interval holds. On the whole source, part of which it has learned, it is
+  rather more accurate.
 - Items added later draw tickets of the same kind. The highest ticket drawn, t, is where the slice
   ends; new items below t are asked first, and with them the slice is again all items below t, old
   and new alike. Till then it speaks of the items from before. That t was fixed by the m-th of the
@@ -21,6 +23,7 @@ strategy. Each batch draws the lowest tickets of the reserve not drawn yet. So:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -86,8 +89,8 @@ class Numbers:
         slice_size: validation items with a class.
         accuracy: None while the slice is smaller than LEAST_SLICE.
         recall: by name of class; None where fewer than LEAST_OF_CLASS are of it.
-        confusion: counts, a row for each true class and a column for each predicted, in the order
-            of the page.
+        confusion: counts by true and predicted class, where there are any: of 10,000 classes a
+            matrix would fill the memory.
         curve: labels trained on and accuracy of each model, on the present slice; empty while
             that is too small.
         forecast: None where it is too early.
@@ -98,7 +101,7 @@ class Numbers:
     slice_size: int
     accuracy: Rate | None
     recall: dict[str, Rate | None]
-    confusion: list[list[int]]
+    confusion: dict[tuple[str, str], int]
     curve: list[tuple[int, Rate]]
     forecast: Forecast | None
     words: str
@@ -186,19 +189,17 @@ def compute_numbers(snapshot: Snapshot, models: Sequence[ModelState]) -> Numbers
     truth_M = snapshot.class_N[mask_N]
     guess_RM = np.array([_guesses(model, mask_N) for model in models], dtype=np.int64)
     guess_RM = guess_RM.reshape(len(models), len(truth_M))
-    confusion = [[0] * len(names) for _ in names]
     recall: dict[str, Rate | None] = dict.fromkeys(names.values())
     if not models or len(truth_M) < LEAST_SLICE:
-        words = _too_early(len(models), len(truth_M))
+        words = _too_early(snapshot, len(models), len(truth_M))
         labels = models[-1].labels if models else 0
-        return Numbers(labels, len(truth_M), None, recall, confusion, [], None, words)
-    place = {id: i for i, id in enumerate(names)}
+        return Numbers(labels, len(truth_M), None, recall, {}, [], None, words)
     seen_M = guess_RM[-1] > 0  # the others came into the source after the model
-    for truth, guess in zip(truth_M[seen_M].tolist(), guess_RM[-1][seen_M].tolist(), strict=True):
-        confusion[place[truth]][place[guess]] += 1
-    for i, name in enumerate(names.values()):
-        if sum(confusion[i]) >= LEAST_OF_CLASS:
-            recall[name] = wilson(confusion[i][i], sum(confusion[i]))
+    pairs = zip(truth_M[seen_M].tolist(), guess_RM[-1][seen_M].tolist(), strict=True)
+    confusion = Counter((names[truth], names[guess]) for truth, guess in pairs)
+    for name, total in Counter(names[truth] for truth in truth_M[seen_M].tolist()).items():
+        if total >= LEAST_OF_CLASS:
+            recall[name] = wilson(confusion[name, name], total)
     curve = [
         (model.labels, wilson(int((guess_M == truth_M).sum()), int((guess_M > 0).sum())))
         for model, guess_M in zip(models, guess_RM, strict=True)
@@ -212,11 +213,11 @@ def compute_numbers(snapshot: Snapshot, models: Sequence[ModelState]) -> Numbers
         int(whole_M.sum()),
         share=snapshot.config.share,
     )
-    words = _too_early(len(models), int(seen_M.sum()))
+    words = _too_early(snapshot, len(models), int(seen_M.sum()))
     if accuracy is not None:
         words = f"{_accuracy_words(accuracy)} {_forecast_words(expected)}"
     return Numbers(
-        models[-1].labels, len(truth_M), accuracy, recall, confusion, curve, expected, words
+        models[-1].labels, len(truth_M), accuracy, recall, dict(confusion), curve, expected, words
     )
 
 
@@ -232,9 +233,15 @@ def _guesses(model: ModelState, mask_N: NDArray[np.bool_]) -> NDArray[np.int64]:
     return guess_N[mask_N]
 
 
-def _too_early(models: int, slice_size: int) -> str:
+def _too_early(snapshot: Snapshot, models: int, slice_size: int) -> str:
     if not models:
         return "No model yet: it takes labels of two classes, then the next batch."
+    reserve = int((snapshot.reserved_N & (~snapshot.missing_N | slice_mask(snapshot))).sum())
+    if reserve < LEAST_SLICE:
+        return (
+            f"No accuracy: {reserve} of the items here are for validation, and it takes "
+            f"{LEAST_SLICE}."
+        )
     return (
         f"Too early for an accuracy: {slice_size} of the {LEAST_SLICE} validation labels that it "
         "takes."

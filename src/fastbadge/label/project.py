@@ -28,6 +28,12 @@ Kind: TypeAlias = Literal["images", "texts", "features"]
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 _LONGEST_NAME = 100
+# What str.isprintable refuses though names have it: the spaces of macOS's screenshots and of
+# Japanese, and what Persian puts between letters, Hindi and families of emoji to join them.
+_ALSO_PRINTABLE = dict.fromkeys(map(ord, "\u00a0\u202f\u3000"), " ") | dict.fromkeys(
+    map(ord, "\u200c\u200d"), ""
+)
+_ITEM = "id, name, text, missing, digest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,12 +93,14 @@ class Item:
         name: path below the source with forward slashes, or number of the row from 0.
         text: where items are texts.
         missing: whether it was not in the source when that was last read.
+        digest: SHA-256 of its content.
     """
 
     id: int
     name: str
     text: str | None
     missing: bool
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,19 +266,23 @@ def item_in(connection: sqlite3.Connection, item: int) -> Item:
     """`read_item` in a transaction that is open."""
     found = None
     if 0 < item < 2**63:  # what SQLite holds
-        found = connection.execute(
-            "SELECT id, name, text, missing FROM item WHERE id = ?", (item,)
-        ).fetchone()
+        found = connection.execute(f"SELECT {_ITEM} FROM item WHERE id = ?", (item,)).fetchone()
     if found is None:
         raise InputError(f"item {item} is not in the project")
-    return Item(found[0], found[1], found[2], bool(found[3]))
+    return _as_item(found)
 
 
-def read_items(directory: Path) -> list[tuple[Item, str]]:
-    """All items in order of their ids, each with its digest."""
+def read_items(directory: Path) -> list[Item]:
+    """All items in order of their ids."""
     with connected(directory) as connection:
-        rows = connection.execute("SELECT id, name, text, missing, digest FROM item ORDER BY id")
-        return [(Item(row[0], row[1], row[2], bool(row[3])), row[4]) for row in rows]
+        return [
+            _as_item(row) for row in connection.execute(f"SELECT {_ITEM} FROM item ORDER BY id")
+        ]
+
+
+def _as_item(row: tuple[Any, ...]) -> Item:
+    id, name, text, missing, digest = row
+    return Item(id, name, text, bool(missing), digest)
 
 
 def count_items(directory: Path) -> int:
@@ -547,10 +559,16 @@ def _add_classes(connection: sqlite3.Connection, names: Sequence[str]) -> None:
     )
 
 
+def is_printable(name: str) -> bool:
+    """Whether there is something to see in a name, and nothing that ends or turns a line."""
+    plain = name.translate(_ALSO_PRINTABLE)
+    return plain.isprintable() and not plain.isspace() and plain != ""
+
+
 def checked_name(name: str, what: str) -> str:
     """The name without white space around it; an InputError for what cannot be one."""
     name = name.strip()
-    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+    if len(name) > _LONGEST_NAME or not is_printable(name):
         raise InputError(
             f"{what} is {name[:_LONGEST_NAME]!r}; expected 1 to {_LONGEST_NAME} printable "
             "characters"

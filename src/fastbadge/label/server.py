@@ -43,7 +43,7 @@ from fastbadge.label import clicks, project
 from fastbadge.label.background import Background
 from fastbadge.label.guard import Guard, project_token, read_json
 from fastbadge.label.schema import kept_open
-from fastbadge.label.sources import content_path
+from fastbadge.label.sources import read_image
 
 Body: TypeAlias = Mapping[str, Any]
 
@@ -64,7 +64,6 @@ _SIGNATURES = {
     rb"RIFF....WEBP": "image/webp",
 }
 _MOST_ITEMS = 60
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has it not
 
 
 class Desk:
@@ -159,12 +158,10 @@ class Desk:
 
     def image(self, item: int) -> Response:
         """The file of an image, with the type that it has."""
-        path = content_path(self.directory, item)
-        try:  # it lay in the source a moment ago; a link put in its place since is not followed
-            with os.fdopen(os.open(path, os.O_RDONLY | _NO_FOLLOW), "rb") as file:
-                content = file.read()
-        except OSError as error:
-            raise InputError(f"item {item} cannot be read: {error.strerror}") from error
+        config, found = project.read_config(self.directory), project.read_item(self.directory, item)
+        if config.kind != "images":
+            raise InputError(f"item {item} is no file but one of the {config.kind}")
+        content = read_image(Path(config.source), found)
         for signature, kind in _SIGNATURES.items():
             if re.match(signature, content, re.DOTALL):
                 return Response(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastbadge.errors import InputError
 from fastbadge.files import read_array
-from fastbadge.label.project import Kind, read_config, read_item
+from fastbadge.label.project import Item, Kind, is_printable
 
 IMAGE_TYPES = {
     ".bmp": "image/bmp",
@@ -76,7 +76,7 @@ def find_images(folder: Path) -> tuple[list[str], list[Skipped]]:
                 continue
             whole = Path(path, file)
             name = whole.relative_to(root).as_posix()
-            if not name.isprintable():  # bytes that are no text among them
+            if not is_printable(name):  # bytes that are no text among them
                 skipped.append(Skipped(ascii(name), "its name is not printable"))
             elif whole.is_symlink() and not _leads_into(whole, root):
                 skipped.append(Skipped(name, "a link that leads out of the source or nowhere"))
@@ -85,28 +85,28 @@ def find_images(folder: Path) -> tuple[list[str], list[Skipped]]:
     return names, skipped
 
 
-def content_path(directory: Path, item: int) -> Path:
-    """The file of an image, checked again to lie in the source; its type is in `IMAGE_TYPES`.
+def read_image(source: Path, item: Item) -> bytes:
+    """The file of an item in a folder of images, with the content that made it this item.
+
+    So whatever was put in its place, another picture or a link out of the folder, does not pass for
+    it: not on the page, where it would be labelled, nor in an export, where it would have a label.
 
     Raises:
-        InputError: no such item, an item that is no file, or a file that has gone.
+        InputError: it has gone, leads out of the folder, or is another than it was.
     """
-    config, found = read_config(directory), read_item(directory, item)
-    if config.kind != "images":
-        raise InputError(f"item {item} is no file but one of the {config.kind}")
-    return image_path(Path(config.source), found.name)
-
-
-def image_path(source: Path, name: str) -> Path:
-    """The file of that name in a folder of images.
-
-    Raises:
-        InputError: it has gone, or leads out of the folder.
-    """
-    path, root = source / name, source.resolve()
-    if not _leads_into(path, root):
-        raise InputError(f"{name} is no longer in {source}; bring it back or run init again")
-    return path.resolve()
+    path = source / item.name
+    if not _leads_into(path, source.resolve()):
+        raise InputError(f"{item.name} is no longer in {source}; bring it back or run init again")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{item.name} cannot be read: {error.strerror}") from error
+    if digest_of(content) != item.digest:
+        raise InputError(
+            f"{item.name} is another file than when it was read; run init again, for which it is "
+            "another item"
+        )
+    return content
 
 
 def read_texts(table: Path, column: str) -> Iterator[tuple[int, str]]:
@@ -133,6 +133,10 @@ def read_texts(table: Path, column: str) -> Iterator[tuple[int, str]]:
                     raise InputError(
                         f"{table}, row {number} has {len(text):,} characters; expected at most "
                         f"{_LONGEST_TEXT:,}"
+                    )
+                if any("\ud800" <= character <= "\udfff" for character in set(text)):
+                    raise InputError(
+                        f"{table}, row {number} has half a character (a lone surrogate); mend it"
                     )
                 yield number, text
     except UnicodeDecodeError as error:

@@ -171,6 +171,11 @@ async function readNumbers() {
       showNumbers(summary, lookAgain);
       showProgress();
       if (!current()) renderStage();
+      // Somebody else has added a class.
+      if (summary.classes.some(({ name }, i) => name !== project.classes[i]?.name)) {
+        project.classes = (await ask("project")).classes;
+        renderClasses();
+      }
     }
     if (answer.trouble) show($("banner"), `No further batch: ${answer.trouble}`);
     else if ($("banner").textContent.startsWith("No further batch")) show($("banner"), "");
@@ -344,6 +349,7 @@ function keysOf(classes) {
 
 function renderClasses() {
   const keys = keysOf(project.classes);
+  const held = document.activeElement?.closest("#classes button")?.value;
   $("classes").replaceChildren(...project.classes.map(({ id, name }, i) => {
     const button = element("button", { type: "button", value: id, "aria-pressed": "false" });
     if (keys[i]) {
@@ -355,6 +361,7 @@ function renderClasses() {
     button.addEventListener("click", () => answer("label", id));
     return button;
   }));
+  if (held) $("classes").querySelector(`[value="${held}"]`).focus();
   render();
 }
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from fastbadge.errors import InputError, ProjectError
 from fastbadge.label.clicks import ClickKind
 from fastbadge.label.project import Config, Item, checked_name
-from fastbadge.label.sources import IMAGE_TYPES, image_path
+from fastbadge.label.sources import IMAGE_TYPES, read_image
 
 # The tags that the view must keep, whatever else is changed in it there.
 _CONTROL, _OBJECT = "class", "item"
@@ -122,7 +122,7 @@ def make_task(item: Item, config: Config, image_url: str | None) -> dict[str, An
     if config.kind == "texts":
         data["text"] = item.text
     elif image_url is None:
-        data["image"] = image_as_uri(image_path(Path(config.source), item.name))
+        data["image"] = image_as_uri(item.name, read_image(Path(config.source), item))
     else:
         name = quote(item.name)
         data["image"] = image_url.replace("{name}", name).replace("{item}", str(item.id))
@@ -140,19 +140,19 @@ def make_prediction(name: str, confidence: float, version: str) -> dict[str, Any
     return {"result": [chosen], "score": confidence, "model_version": version}
 
 
-def image_as_uri(path: Path) -> str:
+def image_as_uri(name: str, content: bytes) -> str:
     """The image as a data: address, scaled down if it is large.
 
     Raises:
         InputError: a large image that cannot be decoded.
     """
-    content, kind = path.read_bytes(), IMAGE_TYPES[path.suffix.lower()]
+    kind = IMAGE_TYPES[Path(name).suffix.lower()]
     if len(content) > _LARGEST_BYTES:
-        content, kind = _scaled_down(path, content), "image/jpeg"
+        content, kind = _scaled_down(name, content), "image/jpeg"
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _scaled_down(path: Path, content: bytes) -> bytes:
+def _scaled_down(name: str, content: bytes) -> bytes:
     from PIL import Image, ImageOps
 
     smaller = io.BytesIO()
@@ -162,7 +162,7 @@ def _scaled_down(path: Path, content: bytes) -> bytes:
             upright.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
             upright.save(smaller, "JPEG", quality=85)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path.name} cannot be decoded: {error}") from error
+        raise InputError(f"{name} cannot be decoded: {error}") from error
     return smaller.getvalue()
 
 
