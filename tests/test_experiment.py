@@ -364,6 +364,8 @@ def test_workers_end_in_silence_where_there_is_no_pgrep(monkeypatch):
     assert '"psutil>=' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
     with workers.on_this_host(1, 1) as started:
         pid = started.executor.submit(os.getpid).result()
+        heard = started.executor.submit(signal.getsignal, signal.SIGINT).result()
+    assert heard == signal.SIG_IGN  # Ctrl-C is the command's to answer
     assert not psutil.pid_exists(pid)
 
 

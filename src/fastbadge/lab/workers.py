@@ -71,8 +71,8 @@ def on_this_host(jobs: int, threads: int) -> Iterator[Workers]:
         jobs,
         initializer=_prepare,
         initargs=(os.getpid(),),
-        # Windows, where `_end_with` sees nothing: idle ones end. Not elsewhere: those started in
-        # their place would not ignore Ctrl-C.
+        # Windows, where `_end_with` sees nothing: idle ones end. Not elsewhere: to start others in
+        # their place takes a second.
         timeout=10 if os.name == "nt" else None,
         env=dict.fromkeys(_THREADS_OF, str(threads)),
     )
