@@ -561,7 +561,7 @@ def test_the_command_line_from_a_folder_to_files(folder, tmp_path, monkeypatch, 
     assert "nothing to take back" in capsys.readouterr().out
     assert main(["label", "status", "labels/images"]) == 0
     printed = capsys.readouterr().out
-    assert "24 of 40 items labelled" in printed and "Too early for an accuracy" in printed
+    assert "24 of 40 items labelled" in printed and "No accuracy: 7 of the" in printed
     assert main(["label", "audit", "labels/images"]) == 0
     assert "labels are doubted; not all of these are wrong" in capsys.readouterr().out
     written = ["--csv", "a.csv", "--jsonl", "a.jsonl", "--folder", "out", "--model", "m.npz"]
