@@ -14,7 +14,7 @@ const $ = (id) => document.getElementById(id);
 
 let project = { name: "", kind: "images", overlap: 1, classes: [] };
 let annotator = remembered("fastbadge:annotator") || `annotator-${uuid().slice(0, 4)}`;
-let strip = []; // { item, answer: null or { kind, label } }
+let strip = []; // { item, answer: null or { kind, label }, guess: words if it was asked for }
 let at = 0;
 let done = []; // what undo takes back: { entry, before }
 let grid = remembered("fastbadge:view") === "grid";
@@ -265,6 +265,9 @@ function renderStage() {
   } else {
     stage.replaceChildren(...(current() ? single(current()) : [empty()]));
   }
+  // Kept with the item: what the server answers to an earlier click draws the stage anew.
+  const guess = current()?.guess;
+  if (guess) stage.append(element("p", { class: "guess" }, "The model's guess: ", element("bdi", {}, guess)));
 }
 
 function* single({ item, answer }) {
@@ -371,9 +374,9 @@ async function showGuess() {
   try {
     const guess = await ask(`items/${entry.item.id}/guess`);
     const words = guess ? `${nameOf(guess.class)}, ${(100 * guess.confidence).toFixed(0)} % sure` : "none yet";
+    entry.guess = words;
     if (entry !== current()) return;
-    $("stage").querySelector(".guess")?.remove();
-    $("stage").append(element("p", { class: "guess" }, "The model's guess: ", element("bdi", {}, words)));
+    renderStage();
     say(`The model's guess: ${words}.`);
   } catch (error) {
     showConnection(error);
