@@ -130,6 +130,8 @@ def label(name: str, seed: int, data_dir: Path, folder: Path, http: bool) -> dic
             logit_MC, _ = head_of(weights).outputs(feature_MD, np.arange(len(truth_M)))
             accuracy = float((logit_MC.argmax(dim=1).numpy() == truth_M).mean())
             model = project.read_models(directory)[-1]
+            if not model.total:  # chosen ahead, when no validation item had been answered yet
+                continue
             rate = wilson(model.correct, model.total)
             shown.append(
                 {
