@@ -15,6 +15,7 @@ from fastbadge.label.features import FeatureWriter, maker, replace_features, tfi
 from fastbadge.label.project import (
     Config,
     Found,
+    Item,
     add_items,
     create_project,
     read_items,
@@ -137,15 +138,9 @@ def _add_images(
     for chunk in _of_some_bytes(new_files()):
         features, found = _made(make, chunk, report)
         if found:
-            first = writer.rows + 1
-            writer.append(np.concatenate(features))
-            add_items(directory, found, first=first)
+            _append(directory, writer, np.concatenate(features), found)
             report.added += len(found)
-    gone = [item for item in known if item.id not in seen and not item.missing]
-    back = [item.id for item in known if item.id in seen and item.missing]
-    update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
-    report.moved, report.back = len(renamed), len(back)
-    report.missing = [item.name for item in gone]
+    _update(directory, known, seen, renamed, report)
     return report
 
 
@@ -232,16 +227,11 @@ def _add_texts(
         make, writer = _maker_of_texts(config.features, texts), FeatureWriter(directory, len(known))
         with progress_bar(len(found), "reading", "texts", show=progress) as advance:
             for chunk in _chunks(found, _CHUNK):
-                first = writer.rows + 1
-                writer.append(make(chunk))
-                add_items(directory, chunk, first=first)
+                _append(directory, writer, make(chunk), chunk)
                 advance(len(chunk))
     report.added = len(found)
-    gone = [item for item in known if item.digest not in seen and not item.missing]
-    back = [item.id for item in known if item.digest in seen and item.missing]
-    update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
-    report.moved, report.back = len(renamed), len(back)
-    report.missing = [item.name for item in gone]
+    there = {item.id for item in known if item.digest in seen}
+    _update(directory, known, there, renamed, report)
     return report
 
 
@@ -286,13 +276,31 @@ def _add_rows(
                     )
             fresh = slice(max(0, len(known) - start), len(chunk_BD))
             if fresh.start < fresh.stop:
-                first = writer.rows + 1
-                writer.append(chunk_BD[fresh])
                 names = range(start + fresh.start, start + fresh.stop)
                 found = [Found(d, str(n)) for d, n in zip(digests[fresh], names, strict=True)]
-                add_items(directory, found, first=first)
+                _append(directory, writer, chunk_BD[fresh], found)
             advance(len(chunk_BD))
     return Report(added=len(feature_ND) - len(known))
+
+
+def _append(
+    directory: Path, writer: FeatureWriter, feature_BD: NDArray[np.float32], found: Sequence[Found]
+) -> None:
+    """Add new items; their features first, see `FeatureWriter`."""
+    first = writer.rows + 1
+    writer.append(feature_BD)
+    add_items(directory, found, first=first)
+
+
+def _update(
+    directory: Path, known: list[Item], there: set[int], renamed: dict[int, str], report: Report
+) -> None:
+    """Note what became of the items known before, of which the source still has those `there`."""
+    gone = [item for item in known if item.id not in there and not item.missing]
+    back = [item.id for item in known if item.id in there and item.missing]
+    update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
+    report.moved, report.back = len(renamed), len(back)
+    report.missing = [item.name for item in gone]
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
