@@ -307,6 +307,7 @@ number = 3
 
 def test_an_encoder_of_the_users(folder, tmp_path, monkeypatch):
     (tmp_path / "my_encoder.py").write_text(ENCODER)
+    (tmp_path / "broken_encoder.py").write_text("def encode(:\n")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "p"
     init_project(path, config_of(folder, features="my_encoder:corners"), ["x"])
@@ -317,6 +318,8 @@ def test_an_encoder_of_the_users(folder, tmp_path, monkeypatch):
         ("my_encoder:number", "is no function"),
         ("my_encoder:nothing", "cannot be imported"),
         ("no_such:thing", "cannot be imported"),
+        ("broken_encoder:encode", "cannot be imported"),
+        (":encode", "cannot be imported"),
         ("nothing", "expected one of pixels, hog, tfidf"),
     ]:
         with pytest.raises(InputError, match=expected):

@@ -7,6 +7,7 @@ texts are added.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import os
@@ -243,7 +244,7 @@ def _function(module: str, name: str) -> Callable[..., Any]:
     sys.path.insert(0, os.getcwd())  # as python -m does, for a file of the user's
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, SyntaxError, AttributeError, ValueError) as error:
         raise InputError(f"encoder {module}:{name} cannot be imported: {error}") from error
     finally:
         sys.path.pop(0)
@@ -277,16 +278,20 @@ def _timm(name: str) -> Callable[..., Any]:
 def _transformers(name: str) -> Callable[..., Any]:
     transformers = _package("transformers", "transformers")
     model = transformers.AutoModel.from_pretrained(name).eval()
+    # Read at the first batch, which shows what it is of, and not again at each.
+    prepared = functools.cache(lambda kind: getattr(transformers, kind).from_pretrained(name))
 
     def encode(parts: list[Any]) -> Any:
         if isinstance(parts[0], str):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-            batch = tokenizer(parts, padding=True, truncation=True, return_tensors="pt")
+            batch = prepared("AutoTokenizer")(
+                parts, padding=True, truncation=True, return_tensors="pt"
+            )
             mask_BT1 = batch["attention_mask"][..., None]
             hidden_BTD = model(**batch).last_hidden_state
             return (hidden_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
-        processor = transformers.AutoImageProcessor.from_pretrained(name)
-        hidden = model(**processor(parts, return_tensors="pt")).last_hidden_state
+        hidden = model(
+            **prepared("AutoImageProcessor")(parts, return_tensors="pt")
+        ).last_hidden_state
         return hidden.mean(dim=(2, 3) if hidden.ndim == 4 else 1)  # of a map, or of patches
 
     return encode
