@@ -35,7 +35,7 @@ from scipy.special import ndtri
 
 from fastbadge.errors import InputError
 from fastbadge.label.project import ModelState, Snapshot, read_models, take_snapshot
-from fastbadge.label.rounds import slice_mask
+from fastbadge.label.rounds import measured_mask, slice_mask
 
 # Below these no number is shown: with 30 the interval is 20 points wide, with 5 in a class 60.
 LEAST_SLICE = 30
@@ -236,7 +236,7 @@ def _guesses(model: ModelState, mask_N: NDArray[np.bool_]) -> NDArray[np.int64]:
 def _too_early(snapshot: Snapshot, models: int, slice_size: int) -> str:
     if not models:
         return "No model yet: it takes labels of two classes, then the next batch."
-    reserve = int((snapshot.reserved_N & (~snapshot.missing_N | slice_mask(snapshot))).sum())
+    reserve = int(measured_mask(snapshot).sum())
     if reserve < LEAST_SLICE:
         return (
             f"No accuracy: {reserve} of the items here are for validation, and it takes "

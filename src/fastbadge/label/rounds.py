@@ -170,6 +170,11 @@ def slice_mask(snapshot: Snapshot) -> NDArray[np.bool_]:
     return (snapshot.class_N > 0) & snapshot.reserved_N & snapshot.batched_N
 
 
+def measured_mask(snapshot: Snapshot) -> NDArray[np.bool_]:
+    """Of which items models keep what they predict, [N]: the slice, and what can still join it."""
+    return snapshot.reserved_N & ~snapshot.missing_N | slice_mask(snapshot)
+
+
 def train_on(
     snapshot: Snapshot,
     feature_ND: NDArray[np.float32],
@@ -283,7 +288,7 @@ def _measured(
     seconds: float,
 ) -> ModelState:
     """What the model makes of the reserve, and how much of the slice it gets right."""
-    reserve = np.flatnonzero(snapshot.reserved_N & ~snapshot.missing_N | slice_mask(snapshot))
+    reserve = np.flatnonzero(measured_mask(snapshot))
     logit_MC, _ = head.outputs(feature_ND, reserve)
     id_C = np.array(list(snapshot.classes))
     guess_M = id_C[logit_MC.argmax(dim=1).numpy()]
