@@ -330,7 +330,7 @@ from fastbadge.label import clicks
 
 directory, name = Path(sys.argv[1]), sys.argv[2]
 number = 0
-while items := clicks.next_items(directory, name, lease_seconds=0.5):
+while items := clicks.next_items(directory, name):
     number += 1
     item = items[0].id
     clicks.record_label(directory, item, 1, name, request=f"{name}/{number}")
