@@ -140,11 +140,24 @@ def test_texts_of_both_kinds_of_table_are_the_same(tmp_path):
 # --- init, again and again
 
 
+def test_a_folder_of_what_is_no_image_is_refused(tmp_path):
+    source = tmp_path / "images"
+    source.mkdir()
+    (source / "a.png").write_bytes(b"no image")
+    with pytest.raises(
+        InputError, match=r"none of the 1 images in .* left out first: a.png \(it is"
+    ):
+        init_project(tmp_path / "p", config_of(source), ["x"])
+    write_png(source / "a.png", 1)  # and then it is one
+    assert init_project(tmp_path / "p", config_of(source), ["x"]).added == 1
+
+
 def test_init_again_adds_what_is_new_and_tells_what_has_gone(folder, tmp_path):
     path = tmp_path / "p"
     (folder / "broken.png").write_bytes(b"\x89PNG but no more")
     report = init_project(path, config_of(folder), ["x"])
     assert report.added == 6 and [each.name for each in report.skipped] == ["broken.png"]
+    assert report.skipped[0].reason == "it is no image, or of a kind that Pillow cannot read"
     before = read_items(path)
     again = init_project(path, config_of(folder), ["x"])
     assert (again.added, again.moved, again.missing, read_items(path)) == (0, 0, [], before)

@@ -198,13 +198,15 @@ def _upright(content: bytes, draft: int | None = None) -> Iterator[Any]:
     Raises:
         InputError: it cannot be read as an image.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(content))
         if draft is not None:
             image.draft("L", (draft, draft))  # of a JPEG only as much is decoded as is needed
         yield ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:  # whose text names an object
+        raise InputError("it is no image, or of a kind that Pillow cannot read") from error
     except Exception as error:  # Pillow answers a broken file with errors of many kinds
         raise InputError(str(error).partition("\n")[0] or type(error).__name__) from error
 

@@ -140,6 +140,12 @@ def _add_images(
         if found:
             _append(directory, writer, np.concatenate(features), found)
             report.added += len(found)
+    if not known and not report.added:
+        first = report.skipped[0]
+        raise InputError(
+            f"none of the {len(names):,} images in {source} can be read; left out first: "
+            f"{first.name} ({first.reason})"
+        )
     _update(directory, known, seen, renamed, report)
     return report
 
