@@ -3,14 +3,16 @@
 import torch
 from torch import nn
 
-# What torchvision's compiled part would define, had it been built for this torch; must stay alive.
-library = torch.library.Library("torchvision", "DEF")
-for name in ("nms", "qnms"):
-    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+# What torchvision's compiled part defines beside the CUDA build of torch, which it was made for,
+# and cannot beside the CPU build; must stay alive.
+if torch.version.cuda is None:
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import timm  # noqa: E402
+import timm
 
-from oracles import assert_gradients, images, plain  # noqa: E402
+from oracles import assert_gradients, images, plain
 
 torch.manual_seed(0)
 sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}

@@ -24,6 +24,7 @@ def describe_environment(config: Config) -> dict[str, str]:
     facts = {"python": platform.python_version()}
     facts |= {package: _version(package) for package in _PACKAGES}
     facts |= {
+        "torch": torch.__version__,  # the package's own may leave out which build it is
         "platform": platform.platform(),
         "processor": _processor(),
         "device": _device_name(config.device),
