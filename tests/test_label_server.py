@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 
@@ -157,9 +158,12 @@ def test_batches_come_from_behind_and_the_numbers_follow(tmp_path, monkeypatch):
         assert client.ask("numbers")["summary"]["disputes"] == [
             {"item": 1, "name": "0", "answers": [["ann", truth], ["bob", "9"]]}
         ]
-        process = behind._process
-        process.kill()  # as by a system that is out of memory
+        process, asked, ask = behind._process, threading.Event(), behind._ask
+        monkeypatch.setattr(behind, "_ask", lambda order: asked.set() or ask(order))
+        process.send_signal(signal.SIGSTOP)  # so that it is at work for sure when it is killed
         client.click(2)
+        assert asked.wait(60)
+        process.kill()  # as by a system that is out of memory
         until(lambda: client.ask("numbers")["trouble"])
         assert "ended with status -9" in client.ask("numbers")["trouble"]
         client.click(3)
