@@ -6,8 +6,10 @@
 `labels`: a simulated annotator answers with MNIST's true labels through the functions that the
 server calls, pixels and the default head, until the model reaches 90 % on the official test set:
 BADGE against random batches, validation labels counted for both. In each round, does the interval
-that the page would show contain the accuracy on the test set? `features`: the same with BADGE on
-histograms of gradients and a linear head. `round`: training and a query of 20 from 50,000 x 768.
+that the page would show contain the accuracy on the test set? The rounds of a project share one
+slice and are right or wrong together, so that a few seeds say little: the same models are judged
+again with other slices, drawn from the reserve. `features`: the same with BADGE on histograms of
+gradients and a linear head. `round`: training and a query of 20 from 50,000 x 768.
 `images`: `init` of 100,000 PNG files, beside reading and decoding them and nothing else, and how
 long the page of that project takes to open. `clicks`: from a click to having the next items, at the
 server of 50,000 x 768, while it trains and while it does not. `requests`: 10,000 random ones; a
@@ -56,6 +58,7 @@ from label_server import (
 RESULTS = Path(__file__).parent / "results"
 GOAL = 0.9
 ROUNDS = 120
+REDRAWN = 1000
 SETTINGS: dict[str, dict[str, Any]] = {
     "badge": {"strategy": "badge"},
     "random": {"strategy": "random"},
@@ -121,6 +124,7 @@ def label(name: str, seed: int, data_dir: Path, folder: Path, http: bool) -> dic
     )
     init_project(directory, config, [str(c) for c in range(10)])
     shown: list[dict[str, Any]] = []
+    hits: list[NDArray[np.bool_]] = []
     loop = label_by_http if http else label_here
     with closing(loop(directory, truth_N)) as rounds_of_labels:
         for labels in islice(rounds_of_labels, ROUNDS):
@@ -133,6 +137,7 @@ def label(name: str, seed: int, data_dir: Path, folder: Path, http: bool) -> dic
             if not model.total:  # chosen ahead, when no validation item had been answered yet
                 continue
             rate = wilson(model.correct, model.total)
+            hits.append(model.guesses["class"] == truth_N[model.guesses["item"] - 1] + 1)
             shown.append(
                 {
                     "labels": labels,
@@ -147,7 +152,45 @@ def label(name: str, seed: int, data_dir: Path, folder: Path, http: bool) -> dic
     reached = shown[-1]["test_accuracy"] >= GOAL
     setting = name + HTTP if http else name
     labels_at_goal = shown[-1]["labels"] if reached else None
-    return {"setting": setting, "seed": seed, "labels": labels_at_goal, "rounds": shown}
+    return {
+        "setting": setting,
+        "seed": seed,
+        "labels": labels_at_goal,
+        "redrawn": with_other_slices(np.array(hits), shown),
+        "rounds": shown,
+    }
+
+
+def with_other_slices(hit_RM: NDArray[np.bool_], rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """In which share of the rounds the interval would have held, with other slices drawn.
+
+    The reserve is a uniform sample that no model has seen, so that any part of it could have been
+    the slice. Held: the accuracy on the test set, and on the whole reserve, so of the source.
+
+    Args:
+        hit_RM: what each round's model gets right of the reserve.
+        rounds: size of the slice and accuracy on the test set of each.
+
+    Returns:
+        The means over all draws, and for the test set what 0, 5 ... 100 % of the draws stay below.
+    """
+    draw = np.random.default_rng(0)
+    largest = max(row["slice"] for row in rounds)
+    item_SM = np.array([draw.permutation(hit_RM.shape[1])[:largest] for _ in range(REDRAWN)])
+    held: dict[str, list[NDArray[np.bool_]]] = {"test": [], "source": []}
+    for hit_M, row in zip(hit_RM, rounds, strict=True):
+        size = row["slice"]
+        rates = [wilson(correct, size) for correct in range(size + 1)]
+        bounds_2 = np.array([(rate.low, rate.high) for rate in rates]).T
+        low_S, high_S = bounds_2[:, hit_M[item_SM[:, :size]].sum(axis=1)]
+        for name, value in (("test", row["test_accuracy"]), ("source", hit_M.mean())):
+            held[name].append((low_S <= value) & (value <= high_S))
+    share_S = np.mean(held["test"], axis=0)
+    return {
+        "test": float(share_S.mean()),
+        "source": float(np.mean(held["source"])),
+        "percentiles": np.percentile(share_S, range(0, 101, 5)).round(3).tolist(),
+    }
 
 
 def head_of(weights: project.Arrays) -> Head:
@@ -239,12 +282,18 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         mine = [run for run in runs if run["setting"] == name]
         rows = [row for run in mine for row in run["rounds"]]
         shown = [row for row in rows if row["slice"] >= LEAST_SLICE]
+        weights = [len(run["rounds"]) for run in mine]
         figures[name] = {
             "labels": [run["labels"] for run in sorted(mine, key=lambda run: run["seed"])],
             "covered": float(np.mean([row["inside"] for row in rows])),
             "covered_where_shown": float(np.mean([row["inside"] for row in shown])),
             "rounds": len(rows),
             "rounds_shown": len(shown),
+            "redrawn": {
+                part: float(np.average([run["redrawn"][part] for run in mine], weights=weights))
+                for part in ("test", "source")
+            }
+            | {"five_seeds_reach_90": chance_of_five(mine, 0.9)},
         }
     for name, figure in figures.items():
         rival = "random" + HTTP if name.endswith(HTTP) else "random"
@@ -253,6 +302,20 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         if name != rival and pairs:
             figure["share_of_random"] = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
     return figures
+
+
+def chance_of_five(runs: list[dict[str, Any]], share: float) -> float:
+    """How likely five projects hold in at least that share of their rounds, slices drawn anew."""
+    draw = np.random.default_rng(0)
+    run_SP = draw.integers(len(runs), size=(10_000, 5))
+    percent_SP = draw.uniform(0, 20, size=run_SP.shape)
+    held_SP = np.empty(run_SP.shape)
+    for i, run in enumerate(runs):
+        held_SP[run_SP == i] = np.interp(
+            percent_SP[run_SP == i], range(21), run["redrawn"]["percentiles"]
+        )
+    rounds_SP = np.array([len(run["rounds"]) for run in runs])[run_SP]
+    return float(((held_SP * rounds_SP).sum(axis=1) / rounds_SP.sum(axis=1) >= share).mean())
 
 
 def main() -> None:
