@@ -64,6 +64,7 @@ ALLOWED = {
     "files": set(),
     "interrupts": set(),
     "lock": set(),
+    "plugins": set(),
     "progress": set(),
     "sqlitefile": set(),
     "distributed": {"inputs"},
@@ -99,7 +100,7 @@ ALLOWED = {
     },
     "sklearn": {"gradients", "inputs", "pools", "select", "strategies"},
     "lightning": {"batches", "select"},
-    "label": {"files", "gradients", "lock", "progress", "sqlitefile", "strategies"},
+    "label": {"files", "gradients", "lock", "plugins", "progress", "sqlitefile", "strategies"},
     "": {"gradients", "kmeanspp", "pools", "select", "sharded", "strategies"},
 }
 OUTERMOST = {"lab", "cli", "__main__"}

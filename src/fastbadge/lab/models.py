@@ -7,24 +7,19 @@ step: give them train_batch so small that a round's training has some 30 steps.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fastbadge.errors import InputError
+from fastbadge.plugins import import_function
 
 MODELS = ("mlp", "linear", "resnet18", "vgg11")
-
-# (shape of an example, number of classes) to a model of batches of that shape.
-Factory = Callable[[tuple[int, ...], int], nn.Module]
 
 
 def build_model(
@@ -89,7 +84,7 @@ MODULE:FUNCTION
         return
     if ":" not in name:
         raise InputError(f"model is {name!r}; expected {', '.join(MODELS)} or MODULE:FUNCTION")
-    _imported(name)
+    import_function(name, "model")
 
 
 @contextmanager
@@ -263,21 +258,8 @@ def _check_images(name: str, shape: tuple[int, ...], *, least: int) -> None:
         )
 
 
-def _imported(name: str) -> Factory:
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:  # a script's own folder is there already, the command's not
-        sys.path.append(os.getcwd())
-    try:
-        return cast(Factory, getattr(importlib.import_module(module), function))
-    except (ImportError, SyntaxError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"model is {name!r}, which cannot be imported: {error}; expected MODULE:FUNCTION, with "
-            "the module in this directory or installed"
-        ) from error
-
-
 def _own(name: str, shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    made = _imported(name)(shape, num_classes)
+    made = import_function(name, "model")(shape, num_classes)
     if not isinstance(made, nn.Module):
         raise InputError(f"{name} returned a {type(made).__name__}; expected a torch.nn.Module")
     model = made if len(shape) == 1 else nn.Sequential(nn.Unflatten(1, shape), made)

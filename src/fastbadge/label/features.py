@@ -11,7 +11,6 @@ import functools
 import importlib
 import io
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastbadge.errors import InputError, ProjectError
+from fastbadge.plugins import import_function
 
 Content: TypeAlias = "bytes | str"
 Maker: TypeAlias = "Callable[[Sequence[Any]], NDArray[np.float32]]"
@@ -54,7 +54,7 @@ def maker(spec: str) -> Maker:
             f"features are {spec!r}; expected one of {', '.join([*_MAKERS, 'tfidf'])}, an .npy "
             "file, or an encoder such as MODULE:FUNCTION"
         )
-    encode = _ENCODERS[package](name) if package in _ENCODERS else _function(package, name)
+    encode = _ENCODERS[package](name) if package in _ENCODERS else import_function(spec, "encoder")
 
     def make(contents: Sequence[Any]) -> NDArray[np.float32]:
         starts = range(0, len(contents), _ENCODED_AT_ONCE)
@@ -240,19 +240,6 @@ def _encoded(encode: Callable[..., Any], contents: Sequence[Any], spec: str) -> 
             "of numbers each"
         )
     return array.astype(np.float32, copy=False)
-
-
-def _function(module: str, name: str) -> Callable[..., Any]:
-    sys.path.insert(0, os.getcwd())  # as python -m does, for a file of the user's
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, SyntaxError, AttributeError, ValueError) as error:
-        raise InputError(f"encoder {module}:{name} cannot be imported: {error}") from error
-    finally:
-        sys.path.pop(0)
-    if not callable(found):
-        raise InputError(f"encoder {module}:{name} is no function")
-    return found  # type: ignore[no-any-return]
 
 
 def _package(package: str, extra: str) -> Any:
