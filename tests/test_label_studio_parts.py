@@ -129,6 +129,12 @@ def test_an_image_goes_as_it_is_or_smaller_and_upright(tmp_path):
     kind, _, content = view.image_as_uri(large.name, large.read_bytes()).partition(";base64,")
     with Image.open(io.BytesIO(b64decode(content))) as image:
         assert kind == "data:image/jpeg" and image.size == (576, 1280)
+    Image.fromarray(noise[:20, :30]).save(tmp_path / "misnamed", "tiff")  # browsers do not show it
+    kind, _, content = view.image_as_uri("t.png", (tmp_path / "misnamed").read_bytes()).partition(
+        ";base64,"
+    )
+    with Image.open(io.BytesIO(b64decode(content))) as image:
+        assert kind == "data:image/jpeg" and image.size == (30, 20) and image.format == "JPEG"
     with pytest.raises(InputError, match=r"l\.jpg cannot be decoded"):
         view.image_as_uri(large.name, b"x" * (1 << 19))
 

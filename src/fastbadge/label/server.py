@@ -43,7 +43,7 @@ from fastbadge.label import clicks, project
 from fastbadge.label.background import Background
 from fastbadge.label.guard import Guard, project_token, read_json
 from fastbadge.label.schema import kept_open
-from fastbadge.label.sources import read_image
+from fastbadge.label.sources import read_image, type_of_image
 
 Body: TypeAlias = Mapping[str, Any]
 
@@ -54,14 +54,6 @@ _PAGE = {
     "outbox.js": ("outbox.js", "text/javascript"),
     "numbers.js": ("numbers.js", "text/javascript"),
     "icon.svg": ("icon.svg", "image/svg+xml"),
-}
-# How files of images begin, whatever their names say: nothing else is served.
-_SIGNATURES = {
-    rb"\x89PNG\r\n\x1a\n": "image/png",
-    rb"\xff\xd8\xff": "image/jpeg",
-    rb"GIF8[79]a": "image/gif",
-    rb"BM": "image/bmp",
-    rb"RIFF....WEBP": "image/webp",
 }
 _MOST_ITEMS = 60
 
@@ -162,12 +154,12 @@ class Desk:
         if config.kind != "images":
             raise InputError(f"item {item} is no file but one of the {config.kind}")
         content = read_image(Path(config.source), found)
-        for signature, kind in _SIGNATURES.items():
-            if re.match(signature, content, re.DOTALL):
-                return Response(
-                    content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"}
-                )
-        raise HTTPException(415, f"item {item} is no image that browsers show")
+        kind = type_of_image(content)
+        if kind is None:
+            raise HTTPException(415, f"item {item} is no image that browsers show")
+        return Response(
+            content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"}
+        )
 
     def _classes(self) -> Any:
         classes = project.read_classes(self.directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,13 +19,14 @@ from fastbadge.errors import InputError
 from fastbadge.files import read_array
 from fastbadge.label.project import Item, Kind, is_printable
 
-IMAGE_TYPES = {
-    ".bmp": "image/bmp",
-    ".gif": "image/gif",
-    ".jpeg": "image/jpeg",
-    ".jpg": "image/jpeg",
-    ".png": "image/png",
-    ".webp": "image/webp",
+_IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+# How files of images that browsers show begin, whatever their names say.
+_SIGNATURES = {
+    rb"\x89PNG\r\n\x1a\n": "image/png",
+    rb"\xff\xd8\xff": "image/jpeg",
+    rb"GIF8[79]a": "image/gif",
+    rb"BM": "image/bmp",
+    rb"RIFF....WEBP": "image/webp",
 }
 _TABLES = (".csv", ".jsonl")
 _LONGEST_TEXT = 1 << 20
@@ -72,7 +74,7 @@ def find_images(folder: Path) -> tuple[list[str], list[Skipped]]:
     for path, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
-            if file.startswith(".") or Path(file).suffix.lower() not in IMAGE_TYPES:
+            if file.startswith(".") or Path(file).suffix.lower() not in _IMAGES:
                 continue
             whole = Path(path, file)
             name = whole.relative_to(root).as_posix()
@@ -107,6 +109,18 @@ def read_image(source: Path, item: Item) -> bytes:
             "another item"
         )
     return content
+
+
+def type_of_image(content: bytes) -> str | None:
+    """The content type of a file by how it begins; None for no image that browsers show.
+
+    >>> type_of_image(b"GIF89a...")
+    'image/gif'
+    """
+    for signature, kind in _SIGNATURES.items():
+        if re.match(signature, content, re.DOTALL):
+            return kind
+    return None
 
 
 def read_texts(table: Path, column: str) -> Iterator[tuple[int, str]]:

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from fastbadge.errors import InputError, ProjectError
 from fastbadge.label.clicks import ClickKind
 from fastbadge.label.project import Config, Item, checked_name
-from fastbadge.label.sources import IMAGE_TYPES, read_image
+from fastbadge.label.sources import read_image, type_of_image
 
 # The tags that the view must keep, whatever else is changed in it there.
 _CONTROL, _OBJECT = "class", "item"
@@ -141,13 +141,13 @@ def make_prediction(name: str, confidence: float, version: str) -> dict[str, Any
 
 
 def image_as_uri(name: str, content: bytes) -> str:
-    """The image as a data: address, scaled down if it is large.
+    """The image as a data: address, scaled down if it is large, a JPEG if browsers do not show it.
 
     Raises:
-        InputError: a large image that cannot be decoded.
+        InputError: such an image that cannot be decoded.
     """
-    kind = IMAGE_TYPES[Path(name).suffix.lower()]
-    if len(content) > _LARGEST_BYTES:
+    kind = type_of_image(content)
+    if kind is None or len(content) > _LARGEST_BYTES:
         content, kind = _scaled_down(name, content), "image/jpeg"
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
