@@ -1,10 +1,10 @@
 """Labelling with a simulated annotator, the time of a round, and reading 100,000 images.
 
     python benchmarks/label.py [labels|features|round|images|clicks|requests ...] [--seeds 0 1]
-        [--http] [--data-dir DIR]
+        [--settings badge ...] [--data-dir DIR]
 
-`labels`: a simulated annotator answers with MNIST's true labels through the functions that the
-server calls, pixels and the default head, until the model reaches 90 % on the official test set:
+`labels`: a simulated annotator, who speaks to the server as the page does, answers with MNIST's
+true labels, pixels and the default head, until the model reaches 90 % on the official test set:
 BADGE against random batches, validation labels counted for both. In each round, does the interval
 that the page would show contain the accuracy on the test set? The rounds of a project share one
 slice and are right or wrong together, so that a few seeds say little: the same models are judged
@@ -13,9 +13,8 @@ gradients and a linear head. `round`: training and a query of 20 from 50,000 x 7
 `images`: `init` of 100,000 PNG files, beside reading and decoding them and nothing else, and how
 long the page of that project takes to open. `clicks`: from a click to having the next items, at the
 server of 50,000 x 768, while it trains and while it does not. `requests`: 10,000 random ones; a
-server's error, something from outside the pool or a broken file ends the program. With --http the
-annotator of `labels` and `features` speaks to the server as the page does. What is not asked for
-keeps its figures.
+server's error, something from outside the pool or a broken file ends the program. What is not asked
+for keeps its figures.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -65,7 +63,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "badge, hog": {"strategy": "badge", "features": "hog"},
     "badge, linear": {"strategy": "badge", "hidden": 0},
 }
-HTTP = ", http"
 
 
 def mnist(data_dir: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -91,23 +88,7 @@ def as_file(image: NDArray[np.uint8]) -> bytes:
         return file.read()
 
 
-def label_here(directory: Path, truth_N: NDArray[np.int64]) -> Generator[int, None, None]:
-    """Answer whatever a round asks; yields how many labels there are, after each round."""
-    labels = 0
-    with kept_open(directory):
-        while True:
-            rounds.advance(directory)
-            yield labels
-            while items := clicks.next_items(directory, "simulated", 20):
-                for item in items:
-                    labels += 1
-                    answer = int(truth_N[item.id - 1]) + 1
-                    clicks.record_label(
-                        directory, item.id, answer, "simulated", request=str(labels)
-                    )
-
-
-def label(name: str, seed: int, data_dir: Path, folder: Path, http: bool) -> dict[str, Any]:
+def label(name: str, seed: int, data_dir: Path, folder: Path) -> dict[str, Any]:
     """Label until the goal is reached; what each round showed."""
     settings = dict(SETTINGS[name])
     kind = settings.pop("features", "pixels")
@@ -125,8 +106,7 @@ def label(name: str, seed: int, data_dir: Path, folder: Path, http: bool) -> dic
     init_project(directory, config, [str(c) for c in range(10)])
     shown: list[dict[str, Any]] = []
     hits: list[NDArray[np.bool_]] = []
-    loop = label_by_http if http else label_here
-    with closing(loop(directory, truth_N)) as rounds_of_labels:
+    with closing(label_by_http(directory, truth_N)) as rounds_of_labels:
         for labels in islice(rounds_of_labels, ROUNDS):
             weights = project.read_weights(directory)
             if weights is None:
@@ -150,10 +130,9 @@ def label(name: str, seed: int, data_dir: Path, folder: Path, http: bool) -> dic
             if accuracy >= GOAL:
                 break
     reached = shown[-1]["test_accuracy"] >= GOAL
-    setting = name + HTTP if http else name
     labels_at_goal = shown[-1]["labels"] if reached else None
     return {
-        "setting": setting,
+        "setting": name,
         "seed": seed,
         "labels": labels_at_goal,
         "redrawn": with_other_slices(np.array(hits), shown),
@@ -270,15 +249,10 @@ def read_images(folder: Path, data_dir: Path, count: int = 100_000) -> dict[str,
     return figures | {"page": time_to_open(folder / "pixels")}
 
 
-def place(setting: str) -> tuple[bool, int]:
-    """Where a setting stands in the record: as in the table, those by HTTP behind."""
-    return setting.endswith(HTTP), list(SETTINGS).index(setting.removesuffix(HTTP))
-
-
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Labels to the goal of each setting, its ratio to random's, and how often intervals cover."""
     figures: dict[str, Any] = {}
-    for name in sorted({run["setting"] for run in runs}, key=place):
+    for name in dict.fromkeys(run["setting"] for run in runs):
         mine = [run for run in runs if run["setting"] == name]
         rows = [row for run in mine for row in run["rounds"]]
         shown = [row for row in rows if row["slice"] >= LEAST_SLICE]
@@ -296,10 +270,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             | {"five_seeds_reach_90": chance_of_five(mine, 0.9)},
         }
     for name, figure in figures.items():
-        rival = "random" + HTTP if name.endswith(HTTP) else "random"
-        base = figures.get(rival, {}).get("labels", [])
+        base = figures.get("random", {}).get("labels", [])
         pairs = [(a, b) for a, b in zip(figure["labels"], base, strict=False) if a and b]
-        if name != rival and pairs:
+        if name != "random" and pairs:
             figure["share_of_random"] = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
     return figures
 
@@ -325,7 +298,6 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=parts, help=f"of {', '.join(parts)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS)
-    parser.add_argument("--http", action="store_true")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/mnist"))
     arguments = parser.parse_args()
@@ -340,7 +312,7 @@ def main() -> None:
         folder = Path(temporary)
         for seed in arguments.seeds if chosen else ():
             for name in chosen:
-                run = label(name, seed, arguments.data_dir, folder, arguments.http)
+                run = label(name, seed, arguments.data_dir, folder)
                 runs.append(run)
                 last = run["rounds"][-1]
                 print(f"{name}, seed {seed}: {run['labels']} labels, {last}", flush=True)
@@ -358,7 +330,7 @@ def main() -> None:
     record = json.loads(path.read_text()) if path.exists() else {"runs": []}
     new = {(run["setting"], run["seed"]) for run in runs}
     runs += [run for run in record["runs"] if (run["setting"], run["seed"]) not in new]
-    runs.sort(key=lambda run: (place(run["setting"]), run["seed"]))
+    runs.sort(key=lambda run: (list(SETTINGS).index(run["setting"]), run["seed"]))
     environment = describe_environment(LabConfig(threads=1))
     record |= figures | {"environment": environment, "summary": summary(runs), "runs": runs}
     print(json.dumps({k: v for k, v in record.items() if k != "runs"}, indent=2))
