@@ -47,6 +47,15 @@ GOALS: dict[str, dict[str, dict[str, str]]] = {
         "select()": {"ratio": "<= 1.15", "equal picks": ">= 1"},
         "sampling": {"equal picks": ">= 1"},
     },
+    "label": {
+        "clicks": {"training_p95_ms": "< 50"},
+        "round": {"median": "< 1.5"},
+        "images": {"peak_mb": "< 1000"},
+        "page": {"first_item_seconds": "< 2"},
+        "requests": {"5xx": "<= 0"},
+        "badge": {"share_of_random": "<= 0.6", "covered": ">= 0.9"},
+        "random": {"covered": ">= 0.9"},
+    },
 }
 REACHED = {True: "yes", False: "**no**"}
 
@@ -147,6 +156,38 @@ def strategies(record: dict[str, Any]) -> str:
     )
 
 
+def labelling(record: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the labelling tool under headings, as those of the other scripts are kept."""
+    requests = record["requests"]
+    images = record["images"]
+    named: dict[str, dict[str, float]] = {
+        "clicks, 50,000 x 768, while it trains and while not": record["clicks"],
+        "round: training and a query of 20, 50,000 x 768, seconds": record["round"],
+        "images: 100,000 files, opened and decoded and nothing else": {
+            "seconds": images["decode_only_seconds"]
+        },
+        "images: init with pixels": images["pixels"],
+        "images: init with histograms of gradients": images["hog"],
+        "page of 100,000 images": images["page"],
+        "requests, 10,000 at random": {
+            "5xx": sum(n for status, n in requests.items() if status.startswith("5"))
+        }
+        | {status: n for status, n in requests.items() if not status.startswith("5")},
+    }
+    for setting, summary in record["summary"].items():
+        labels = [n for n in summary["labels"] if n]
+        named[f"{setting}: MNIST to 90 % on its test set"] = {
+            "seeds": len(summary["labels"]),
+            "reached": len(labels),
+            "labels, mean": sum(labels) / len(labels),
+            **{key: summary[key] for key in ("share_of_random", "covered") if key in summary},
+            "covered, other slices": summary["redrawn"]["test"],
+            "covered, other slices, items of the source": summary["redrawn"]["source"],
+            "chance that five seeds cover 0.9": summary["redrawn"]["five_seeds_reach_90"],
+        }
+    return {"figures": named, "environment": record["environment"]}
+
+
 def figures(title: str, script: str, record: dict[str, Any]) -> str:
     """Plain figures under their headings."""
     text = f"## {title}: `{script}`\n\n"
@@ -170,6 +211,7 @@ def main() -> None:
     page += figures("Pools on disk", "disk.py", read["disk"])
     page += figures("A query over the forward pass alone", "forward.py", read["forward"])
     page += figures("Several processes", "processes.py", read["processes"])
+    page += figures("Labelling", "label.py", labelling(read["label"]))
     (FOLDER / "README.md").write_text(page.rstrip() + "\n")
 
 
