@@ -34,7 +34,7 @@ from fastbadge.label.project import (
 from fastbadge.strategies import PoolView, get_strategy
 
 # What chooses before there is a model, where the strategy needs one: typical and diverse, among so
-# many drawn uniformly. To cluster all of 50,000 x 768 would take a minute.
+# many drawn uniformly.
 COLD_START = "typiclust"
 _COLD_POOL = 2000
 
@@ -105,28 +105,18 @@ def _advance(directory: Path) -> int | None:
     if len(np.unique(snapshot.class_N[train])) > 1:
         head = train_on(snapshot, feature_ND, train, scale=scale, seed=seed)
 
-    reserve = _reserve_in_turn(snapshot)
     taken_N = snapshot.reserved_N | snapshot.batched_N | snapshot.answered_N | snapshot.missing_N
     pool = np.flatnonzero(~taken_N)
-    k = min(config.batch - validation_size(config, snapshot.last_batch), len(pool))
-    validation = _first_to_ask(reserve, config.batch - k, snapshot.answered_N)
-    if len(validation) == len(reserve):  # it is used up: the strategy has the rest
-        asked = int((~snapshot.answered_N[validation]).sum())
-        k = min(config.batch - asked, len(pool))
-
+    validation, k = _shares(snapshot, len(pool))
     strategy = config.strategy
     if head is None and get_strategy(strategy).needs:
         strategy = COLD_START
-    rows = np.empty(0, dtype=np.int64)
-    if k and head:
-        targets_L = torch.from_numpy(_targets(snapshot, train))
-        known = replace(_view(head, feature_ND, train), labels=targets_L)
-        view = replace(_view(head, feature_ND, pool), labeled=known)
-        rows = pool[get_strategy(strategy).fn(view, k, generator=draw).numpy()]
-    elif k and strategy == COLD_START:
-        rows = _cold_start(snapshot, feature_ND, pool, k, scale, draw)
-    elif k:
-        view = PoolView(len(pool))
+        # To cluster all of 50,000 x 768 would take a minute.
+        shuffled = torch.randperm(len(pool), generator=draw).numpy()
+        pool = np.sort(pool[shuffled[: max(_COLD_POOL, k)]])
+    rows = pool[:0]
+    if k:
+        view = _view(snapshot, feature_ND, head, scale, pool)
         rows = pool[get_strategy(strategy).fn(view, k, generator=draw).numpy()]
     picks = _picks(snapshot, feature_ND, head, {"validation": validation, strategy: rows})
     if not picks and (head is None or snapshot.last_labels == len(train)):
@@ -200,6 +190,18 @@ def _targets(snapshot: Snapshot, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array([output_of[id] for id in snapshot.class_N[rows].tolist()], dtype=np.int64)
 
 
+def _shares(snapshot: Snapshot, pool_size: int) -> tuple[NDArray[np.int64], int]:
+    """The validation items of the next batch, and how many the strategy is to choose."""
+    config = snapshot.config
+    k = min(config.batch - validation_size(config, snapshot.last_batch), pool_size)
+    reserve = _reserve_in_turn(snapshot)
+    validation = _first_to_ask(reserve, config.batch - k, snapshot.answered_N)
+    if len(validation) == len(reserve):  # it is used up: the strategy has the rest
+        asked = int((~snapshot.answered_N[validation]).sum())
+        k = min(config.batch - asked, pool_size)
+    return validation, k
+
+
 def _reserve_in_turn(snapshot: Snapshot) -> NDArray[np.int64]:
     """What of the reserve has not been drawn, in the order in which it will be."""
     rows = np.flatnonzero(snapshot.reserved_N & ~snapshot.batched_N & ~snapshot.missing_N)
@@ -216,8 +218,35 @@ def _first_to_ask(
     return reserve[: unanswered[n - 1] + 1] if n else reserve[:0]
 
 
-def _view(head: Head, feature_ND: NDArray[np.float32], rows: NDArray[np.int64]) -> PoolView:
-    """What strategies may see of some rows."""
+def _view(
+    snapshot: Snapshot,
+    feature_ND: NDArray[np.float32],
+    head: Head | None,
+    scale: tuple[Tensor, Tensor],
+    pool: NDArray[np.int64],
+) -> PoolView:
+    """What strategies may see of the pool, and of what is not to be chosen again."""
+    if head is not None:
+        train = training_rows(snapshot)
+        targets_L = torch.from_numpy(_targets(snapshot, train))
+        learned = replace(_view_of(head, feature_ND, train), labels=targets_L)
+        return replace(_view_of(head, feature_ND, pool), labeled=learned)
+    mean_D, scale_D = scale
+
+    def unlearned(rows: NDArray[np.int64]) -> PoolView:
+        def features(index: Tensor | slice) -> Tensor:
+            x_BD = np.take(feature_ND, torch.from_numpy(rows)[index].numpy(), axis=0)
+            return (torch.from_numpy(x_BD) - mean_D) / scale_D
+
+        return PoolView(len(rows), features=features)
+
+    known = (snapshot.batched_N | snapshot.answered_N) & ~snapshot.reserved_N
+    labeled = unlearned(np.flatnonzero(known)) if known.any() else None
+    return replace(unlearned(pool), labeled=labeled)
+
+
+def _view_of(head: Head, feature_ND: NDArray[np.float32], rows: NDArray[np.int64]) -> PoolView:
+    """What a model makes of some rows."""
     logit_NC, hidden_NH = head.outputs(feature_ND, rows)
     return PoolView(
         len(rows),
@@ -227,29 +256,6 @@ def _view(head: Head, feature_ND: NDArray[np.float32], rows: NDArray[np.int64]) 
         task="multiclass",
         positions=torch.from_numpy(rows),
     )
-
-
-def _cold_start(
-    snapshot: Snapshot,
-    feature_ND: NDArray[np.float32],
-    pool: NDArray[np.int64],
-    k: int,
-    scale: tuple[Tensor, Tensor],
-    draw: Generator,
-) -> NDArray[np.int64]:
-    """Typical and diverse rows of the pool, k of them, unlike those that wait or are labelled."""
-    drawn = pool[torch.randperm(len(pool), generator=draw)[: max(_COLD_POOL, k)].numpy()]
-    drawn.sort()
-    known = np.flatnonzero((snapshot.batched_N | snapshot.answered_N) & ~snapshot.reserved_N)
-
-    def seen(rows: NDArray[np.int64]) -> PoolView:
-        mean_D, scale_D = scale
-        z_BD = (torch.from_numpy(np.take(feature_ND, rows, axis=0)) - mean_D) / scale_D
-        return PoolView(len(rows), features=lambda index: z_BD[index])
-
-    view = replace(seen(drawn), labeled=seen(known) if len(known) else None)
-    row_K: NDArray[np.int64] = drawn[get_strategy(COLD_START).fn(view, k, generator=draw).numpy()]
-    return row_K
 
 
 def _picks(
