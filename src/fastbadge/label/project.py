@@ -600,7 +600,7 @@ def _ticket(seed: int, item: int) -> float:
 def as_npz(arrays: Arrays) -> bytes:
     """Arrays as the content of an .npz file, without pickle."""
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
+    np.savez_compressed(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
