@@ -53,7 +53,7 @@ from label_server import (
     time_to_open,
 )
 
-RESULTS = Path(__file__).parent / "results"
+RECORD = Path(__file__).parent / "results" / "label.json"
 GOAL = 0.9
 ROUNDS = 120
 REDRAWN = 1000
@@ -301,8 +301,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data/mnist"))
     arguments = parser.parse_args()
-    runs: list[dict[str, Any]] = []
-    figures: dict[str, Any] = {}
     chosen = [
         name
         for name in arguments.settings or SETTINGS
@@ -313,9 +311,10 @@ def main() -> None:
         for seed in arguments.seeds if chosen else ():
             for name in chosen:
                 run = label(name, seed, arguments.data_dir, folder)
-                runs.append(run)
+                save({}, run)
                 last = run["rounds"][-1]
                 print(f"{name}, seed {seed}: {run['labels']} labels, {last}", flush=True)
+        figures: dict[str, Any] = {}
         if "round" in arguments.parts:
             figures["round"] = time_of_round(folder / "round")
         if "images" in arguments.parts:
@@ -326,17 +325,24 @@ def main() -> None:
             target = make_target(folder / "requests")
             with server(target) as address:
                 figures["requests"] = bombard(target, address, arguments.requests, seed=0)
-    path = RESULTS / "label.json"
-    record = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    new = {(run["setting"], run["seed"]) for run in runs}
-    runs += [run for run in record["runs"] if (run["setting"], run["seed"]) not in new]
-    runs.sort(key=lambda run: (list(SETTINGS).index(run["setting"]), run["seed"]))
-    environment = describe_environment(LabConfig(threads=1))
-    record |= figures | {"environment": environment, "summary": summary(runs), "runs": runs}
+    record = save(figures)
     print(json.dumps({k: v for k, v in record.items() if k != "runs"}, indent=2))
-    RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"saved: {path}")
+    print(f"saved: {RECORD}")
+
+
+def save(figures: dict[str, Any], *runs: dict[str, Any]) -> dict[str, Any]:
+    """Put figures and runs beside those kept, in the place of the same ones; the whole record."""
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"runs": []}
+    environment = describe_environment(LabConfig(threads=1))
+    new = [run | {"commit": environment["commit"]} for run in runs]
+    named = {(run["setting"], run["seed"]): run for run in [*record["runs"], *new]}
+    kept = sorted(
+        named.values(), key=lambda run: (list(SETTINGS).index(run["setting"]), run["seed"])
+    )
+    record |= figures | {"environment": environment, "summary": summary(kept), "runs": kept}
+    RECORD.parent.mkdir(exist_ok=True)
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    return record
 
 
 if __name__ == "__main__":
