@@ -306,12 +306,13 @@ def main() -> None:
         for name in arguments.settings or SETTINGS
         if ("labels" if name in ("badge", "random") else "features") in arguments.parts
     ]
+    environment = describe_environment(LabConfig(threads=1))  # before the record makes it dirty
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for seed in arguments.seeds if chosen else ():
             for name in chosen:
                 run = label(name, seed, arguments.data_dir, folder)
-                save({}, run)
+                save(environment, run)
                 last = run["rounds"][-1]
                 print(f"{name}, seed {seed}: {run['labels']} labels, {last}", flush=True)
         figures: dict[str, Any] = {}
@@ -325,15 +326,14 @@ def main() -> None:
             target = make_target(folder / "requests")
             with server(target) as address:
                 figures["requests"] = bombard(target, address, arguments.requests, seed=0)
-    record = save(figures)
+    record = save(environment, **figures)
     print(json.dumps({k: v for k, v in record.items() if k != "runs"}, indent=2))
     print(f"saved: {RECORD}")
 
 
-def save(figures: dict[str, Any], *runs: dict[str, Any]) -> dict[str, Any]:
-    """Put figures and runs beside those kept, in the place of the same ones; the whole record."""
+def save(environment: dict[str, Any], *runs: dict[str, Any], **figures: Any) -> dict[str, Any]:
+    """Put runs and figures beside those kept, in the place of the same ones; the whole record."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"runs": []}
-    environment = describe_environment(LabConfig(threads=1))
     new = [run | {"commit": environment["commit"]} for run in runs]
     named = {(run["setting"], run["seed"]): run for run in [*record["runs"], *new]}
     kept = sorted(
