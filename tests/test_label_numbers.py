@@ -63,7 +63,7 @@ def test_the_share_is_kept_over_batches(batch, share, batches):
 
 
 def test_tickets_are_uniform():
-    ticket_N = np.sort([_ticket(7, item) for item in range(20_000)])
+    ticket_N = np.sort([_ticket(7, f"{item:064x}") for item in range(20_000)])
     # Kolmogorov-Smirnov: 1.63 / sqrt(N) is exceeded once in a hundred.
     assert np.abs(ticket_N - np.arange(20_000) / 20_000).max() < 1.63 / np.sqrt(20_000)
 

@@ -103,7 +103,7 @@ def test_tickets_do_not_depend_on_how_items_came_in(tmp_path):
     make(tmp_path / "a", items=50)
     make(tmp_path / "b", items=20)
     for i in range(20, 50):
-        project.add_items(tmp_path / "b", [Found(str(i), str(i))], first=i + 1)
+        project.add_items(tmp_path / "b", [Found(f"{i:064x}", str(i))], first=i + 1)
     a, b = (project.take_snapshot(tmp_path / name) for name in "ab")
     assert (a.ticket_N == b.ticket_N).all() and (a.reserved_N == (a.ticket_N < 0.15)).all()
 

@@ -1,9 +1,11 @@
 """Honest numbers: all from the validation slice, which nobody chose.
 
 Actively chosen labels are a biased sample, and so is a uniform draw from what they leave over. The
-slice is neither. When an item is added it draws a ticket u, uniform on [0, 1) and independent of
-what it is; u < share puts it into the reserve, which is never trained on and never offered to a
-strategy. Each batch draws the lowest tickets of the reserve not drawn yet. So:
+slice is neither. When an item is added it draws a ticket u, uniform on [0, 1): a hash of the
+project's seed and of its content, which tells nothing of what that is, and gives copies one ticket,
+so that none is trained on while another is asked for validation. u < share puts it into the
+reserve, which is never trained on and never offered to a strategy. Each batch draws the lowest
+tickets of the reserve not drawn yet. So:
 
 - The tickets are independent of content and labels. The m lowest among those of all n items
   are therefore, given m, a uniform sample without replacement of all items, whatever was labelled
@@ -11,6 +13,8 @@ strategy. Each batch draws the lowest tickets of the reserve not drawn yet. So:
   mean over the slice is an unbiased estimate of its accuracy on items of this kind that it was not
   trained on, and Wilson's interval holds. On the whole source, part of which it has learned, it is
   rather more accurate.
+- Copies come into the slice together and count each. The interval takes them for independent, so
+  where much of a source is there twice it is too narrow.
 - Items added later draw tickets of the same kind. The highest ticket drawn, t, is where the slice
   ends; new items below t are asked first, and with them the slice is again all items below t, old
   and new alike. Till then it speaks of the items from before. That t was fixed by the m-th of the

@@ -294,8 +294,7 @@ def count_items(directory: Path) -> int:
 def add_items(directory: Path, found: Sequence[Found], *, first: int) -> None:
     """Append items; the first gets the id `first`, which must be the next one that is free.
 
-    Each draws its ticket here, and with it whether it is reserved for validation: by a hash of
-    seed and id, which knows nothing of what the item is.
+    Each draws its ticket here, and with it whether it is reserved for validation.
 
     Raises:
         ProjectError: `first` is taken, as when the same source is read twice at a time.
@@ -306,7 +305,7 @@ def add_items(directory: Path, found: Sequence[Found], *, first: int) -> None:
                 f"{directory} has got items from elsewhere meanwhile; run this command again"
             )
         config = config_in(connection, Path(directory))
-        tickets = [_ticket(config.seed, first + i) for i in range(len(found))]
+        tickets = [_ticket(config.seed, new.digest) for new in found]
         connection.executemany(
             "INSERT INTO item (id, digest, name, text, ticket, reserved, missing, added) "
             "VALUES (?, ?, ?, ?, ?, ?, 0, ?)",
@@ -592,9 +591,11 @@ def _ids(connection: sqlite3.Connection, query: str) -> NDArray[np.int64]:
     return np.array(connection.execute(query).fetchall(), dtype=np.int64).reshape(-1)
 
 
-def _ticket(seed: int, item: int) -> float:
+def _ticket(seed: int, digest: str) -> float:
     """53 random bits, as a number in [0, 1)."""
-    return (int.from_bytes(sha256(f"{seed}/{item}".encode()).digest()[:8]) >> 11) / 2**53
+    # Of the content, not of the id: copies come to one side, or the model would have learned by
+    # heart what it is then measured on.
+    return (int.from_bytes(sha256(f"{seed}/{digest}".encode()).digest()[:8]) >> 11) / 2**53
 
 
 def as_npz(arrays: Arrays) -> bytes:
