@@ -337,7 +337,7 @@ def test_an_encoder_of_the_users(folder, tmp_path, monkeypatch):
         ("no_such:thing", "cannot be imported"),
         ("broken_encoder:encode", "cannot be imported"),
         (":encode", "cannot be imported"),
-        ("nothing", "expected one of pixels, hog, tfidf"),
+        ("nothing", "expected one of hog.colour, hog, pixels, tfidf"),
     ]:
         with pytest.raises(InputError, match=expected):
             maker(spec)([(folder / "a" / "1.png").read_bytes()])

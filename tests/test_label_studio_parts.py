@@ -134,7 +134,7 @@ def test_an_image_goes_as_it_is_or_smaller_and_upright(tmp_path):
         ";base64,"
     )
     with Image.open(io.BytesIO(b64decode(content))) as image:
-        assert kind == "data:image/jpeg" and image.size == (30, 20) and image.format == "JPEG"
+        assert kind == "data:image/png" and image.size == (30, 20) and image.format == "PNG"
     with pytest.raises(InputError, match=r"l\.jpg cannot be decoded"):
         view.image_as_uri(large.name, b"x" * (1 << 19))
 

@@ -19,7 +19,7 @@ committed transaction:
     project.read_config, read_classes, add_class, read_item, read_pick (the guess), read_status,
         read_disputes, count_waiting
     sources.read_image(source, item)                the content of an image, checked;
-                                                    sources.type_of_image has its type
+                                                    images.as_shown makes it one for browsers
     rounds.advance(directory)                       train, measure, choose the next batch: in the
                                                     background, when count_waiting gets small
     numbers.read_numbers(directory)                 accuracy, interval, recall, confusion, curve,

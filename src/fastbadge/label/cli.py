@@ -47,8 +47,9 @@ def init(
         classes: Names, comma-separated, in the order of the page; more may be added later.
         project: Directory of the project. Default: labels/ and the name of the source.
         text_column: Of the table.
-        features: hog or pixels for images, tfidf for texts, or an .npy file with a row for each
-            image in the order of their paths or for each row of the table. Default: hog, tfidf.
+        features: hog+colour, hog or pixels for images, tfidf for texts, or an .npy file with a row
+            for each image in the order of their paths or for each row of the table. Default:
+            hog+colour, tfidf.
         encoder: In place of features: MODULE:FUNCTION of yours, from a list of PIL images or of
             texts to one row of numbers each; or timm:NAME, transformers:NAME,
             sentence-transformers:NAME, each with the extra of that name.
@@ -342,7 +343,9 @@ def audit(project: Path, /, *, most: Annotated[int, Parameter(name=["--most", "-
 
 def _features(kind: str, given: str | None) -> str:
     """What makes the features of items of this kind."""
-    own = {"images": ("hog", "pixels"), "texts": ("tfidf",), "features": ("given",)}[kind]
+    own = {"images": ("hog+colour", "hog", "pixels"), "texts": ("tfidf",), "features": ("given",)}[
+        kind
+    ]
     if given is None:
         return own[0]
     if kind != "features" and given.endswith(".npy"):

@@ -42,8 +42,9 @@ from fastbadge.errors import FastbadgeError, InputError, ProjectError
 from fastbadge.label import clicks, project
 from fastbadge.label.background import Background
 from fastbadge.label.guard import Guard, project_token, read_json
+from fastbadge.label.images import as_shown
 from fastbadge.label.schema import kept_open
-from fastbadge.label.sources import read_image, type_of_image
+from fastbadge.label.sources import read_image
 
 Body: TypeAlias = Mapping[str, Any]
 
@@ -149,17 +150,12 @@ class Desk:
         return {"class": pick.predicted, "confidence": pick.confidence}
 
     def image(self, item: int) -> Response:
-        """The file of an image, with the type that it has."""
+        """The file of an image, with the type that it has; a PNG where browsers do not show it."""
         config, found = project.read_config(self.directory), project.read_item(self.directory, item)
         if config.kind != "images":
             raise InputError(f"item {item} is no file but one of the {config.kind}")
-        content = read_image(Path(config.source), found)
-        kind = type_of_image(content)
-        if kind is None:
-            raise HTTPException(415, f"item {item} is no image that browsers show")
-        return Response(
-            content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"}
-        )
+        shown, kind = as_shown(read_image(Path(config.source), found))
+        return Response(shown, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
 
     def _classes(self) -> Any:
         classes = project.read_classes(self.directory)

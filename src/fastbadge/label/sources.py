@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,15 +18,7 @@ from fastbadge.errors import InputError
 from fastbadge.files import read_array
 from fastbadge.label.project import Item, Kind, is_printable
 
-_IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-# How files of images that browsers show begin, whatever their names say.
-_SIGNATURES = {
-    rb"\x89PNG\r\n\x1a\n": "image/png",
-    rb"\xff\xd8\xff": "image/jpeg",
-    rb"GIF8[79]a": "image/gif",
-    rb"BM": "image/bmp",
-    rb"RIFF....WEBP": "image/webp",
-}
+_IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _TABLES = (".csv", ".jsonl")
 _LONGEST_TEXT = 1 << 20
 
@@ -109,18 +100,6 @@ def read_image(source: Path, item: Item) -> bytes:
             "another item"
         )
     return content
-
-
-def type_of_image(content: bytes) -> str | None:
-    """The content type of a file by how it begins; None for no image that browsers show.
-
-    >>> type_of_image(b"GIF89a...")
-    'image/gif'
-    """
-    for signature, kind in _SIGNATURES.items():
-        if re.match(signature, content, re.DOTALL):
-            return kind
-    return None
 
 
 def read_texts(table: Path, column: str) -> Iterator[tuple[int, str]]:

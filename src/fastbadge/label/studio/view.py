@@ -14,8 +14,9 @@ from xml.etree import ElementTree
 
 from fastbadge.errors import InputError, ProjectError
 from fastbadge.label.clicks import ClickKind
+from fastbadge.label.images import as_shown, opened
 from fastbadge.label.project import Config, Item, checked_name
-from fastbadge.label.sources import read_image, type_of_image
+from fastbadge.label.sources import read_image
 
 # The tags that the view must keep, whatever else is changed in it there.
 _CONTROL, _OBJECT = "class", "item"
@@ -141,28 +142,26 @@ def make_prediction(name: str, confidence: float, version: str) -> dict[str, Any
 
 
 def image_as_uri(name: str, content: bytes) -> str:
-    """The image as a data: address, scaled down if it is large, a JPEG if browsers do not show it.
+    """The image as a data: address, as browsers show it, scaled down if it is large.
 
     Raises:
-        InputError: such an image that cannot be decoded.
+        InputError: it cannot be decoded and would have to be.
     """
-    kind = type_of_image(content)
-    if kind is None or len(content) > _LARGEST_BYTES:
-        content, kind = _scaled_down(name, content), "image/jpeg"
+    try:
+        content, kind = as_shown(content)
+        if len(content) > _LARGEST_BYTES:
+            content, kind = _scaled_down(content), "image/jpeg"
+    except InputError as error:
+        raise InputError(f"{name} cannot be decoded: {error}") from error
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _scaled_down(name: str, content: bytes) -> bytes:
-    from PIL import Image, ImageOps
-
+def _scaled_down(content: bytes) -> bytes:
     smaller = io.BytesIO()
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            upright.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-            upright.save(smaller, "JPEG", quality=85)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name} cannot be decoded: {error}") from error
+    with opened(content) as image:
+        colour = image.convert("RGB")
+        colour.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+        colour.save(smaller, "JPEG", quality=85)
     return smaller.getvalue()
 
 
