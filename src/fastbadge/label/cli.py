@@ -52,7 +52,9 @@ def init(
         encoder: In place of features: MODULE:FUNCTION of yours, from a list of PIL images or of
             texts to one row of numbers each; or timm:NAME, transformers:NAME,
             sentence-transformers:NAME, each with the extra of that name.
-        labels: CSV of labels there are already, with columns label and item, path, name or text.
+        labels: CSV of labels there are already: an export of another project, or a column label
+            and one that names items: path of images, text of texts, name (the number of the row
+            from 0), or item (the id in this project).
         strategy: What chooses the batches (see: fastbadge strategies).
         batch: Items in a batch.
         validation: Share of every batch that is drawn uniformly and only validates.
@@ -98,10 +100,8 @@ def init(
     )
     if labels is not None:
         imported = import_labels(directory, labels)
-        print(
-            f"{imported.added:,} labels imported, {imported.known:,} known, "
-            f"{imported.unknown:,} of items that are not in the project"
-        )
+        print(f"{imported.added:,} labels imported, {imported.known:,} were there")
+        _some(f"{len(imported.unknown):,} of items that are not in the project", imported.unknown)
         _some(f"{len(imported.conflicts):,} conflicts, not imported", imported.conflicts)
     if not read_status(directory).per_class:
         print(f"No classes yet: fastbadge label init {source} --classes a,b,c")
