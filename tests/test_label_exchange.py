@@ -170,6 +170,17 @@ def test_an_item_that_means_something_else_is_not_taken_for_ours(tmp_path):
     check_all_right(path, 4)
 
 
+def test_texts_may_be_as_long_as_in_a_source(tmp_path):
+    """Of a .jsonl, for which init has no need to tell Python's csv so."""
+    csv.field_size_limit(1 << 17)  # as it is in a process of its own
+    text = "w " * 500_000
+    lines = [json.dumps({"text": each}) + "\n" for each in (text, "a b")]
+    (tmp_path / "t.jsonl").write_text("".join(lines))
+    path = make(tmp_path / "p", tmp_path / "t.jsonl", "texts")
+    (tmp_path / "labels.csv").write_text(f'text,label\n"{text}",a\n')
+    assert import_labels(path, tmp_path / "labels.csv").added == 1
+
+
 def test_rows_of_nothing_here_and_conflicts_are_told_in_a_line_each(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path / "t.csv", TEXTS[:3])

@@ -27,6 +27,7 @@ from fastbadge.sqlitefile import now_utc
 
 IMPORTER = "import"  # the annotator of imported labels
 
+_LONGEST_FIELD = 2 << 20  # of a CSV, in characters: as long as texts may be in a source, and more
 _MOST_BYTES = 200  # of a name in an export; file systems take 255
 
 _COLUMNS = (
@@ -234,6 +235,7 @@ def _keys(config: Config) -> list[str]:
 
 def _labels_in(table: Path, keys: Sequence[str]) -> tuple[str, list[dict[str, str]]]:
     """The column that names items, and of each row with a label that column, `name` and `label`."""
+    csv.field_size_limit(_LONGEST_FIELD)
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
