@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -276,31 +277,35 @@ def export(
         jsonl: File for the same rows as JSON, one a line.
         folder: New directory, for copies of the labelled images in a folder for each class.
         model: .npz file for the weights of the latest model.
-        force: Overwrite files that are there.
+        force: Overwrite files that are there, but never the source or the project.
     """
-    from fastbadge.files import check_new, write_whole
-    from fastbadge.label.exchange import as_csv, as_jsonl, export_folder, export_rows
+    from fastbadge.files import write_whole
+    from fastbadge.label.exchange import (
+        as_csv,
+        as_jsonl,
+        check_target,
+        export_folder,
+        export_rows,
+    )
     from fastbadge.label.project import as_npz, read_weights
 
-    files = [path for path in (csv, jsonl, model) if path]
-    if not files and not folder:
+    targets = [path for path in (csv, jsonl, model, folder) if path]
+    if not targets:
         raise InputError("nothing to write; pass --csv, --jsonl, --folder or --model")
-    if len({path.resolve() for path in files}) < len(files):
+    if len({os.path.realpath(path) for path in targets}) < len(targets):
         raise InputError("two of the files have the same name; pass different ones")
-    for path in files:
-        if path.resolve().is_relative_to(project.resolve()):
-            raise InputError(f"{path} is in the project; pass a name outside it")
-        check_new(path, force=force)
+    for path in targets:
+        check_target(project, path, folder=path is folder, force=force)
+    weights = read_weights(project)
+    if model and weights is None:
+        raise InputError("there is no model yet; label a batch, then: fastbadge label advance")
     rows = export_rows(project)
     if csv:
         write_whole(csv, as_csv(rows))
     if jsonl:
         write_whole(jsonl, as_jsonl(rows))
-    if model:
-        weights = read_weights(project)
-        if weights is None:
-            raise InputError("there is no model yet; label a batch, then: fastbadge label advance")
-        model.write_bytes(as_npz(weights))
+    if model and weights is not None:
+        write_whole(model, as_npz(weights))
     print(f"{len(rows):,} labels")
     if folder:
         copied = export_folder(project, rows, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbadge.errors import InputError
+from fastbadge.files import check_new, check_not_input
 from fastbadge.label.project import (
     Config,
     Item,
@@ -162,6 +164,35 @@ def as_jsonl(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def check_target(directory: Path, path: Path, *, folder: bool, force: bool) -> None:
+    """Refuse, before anything is written, where an export may not or cannot go.
+
+    Args:
+        directory: of the project.
+        path: of a file, or of a folder for images by class.
+        folder: whether it is that.
+        force: whether a file that is there may be overwritten. The project and its source, which is
+            only read, never are.
+
+    Raises:
+        InputError: such a place, or a folder of a project without images.
+    """
+    config = read_config(directory)
+    source, real = os.path.realpath(config.source), Path(os.path.realpath(path))
+    given = Path(config.features) if config.features.endswith(".npy") else None
+    check_not_input(path, [Path(source), given])
+    if real.is_relative_to(os.path.realpath(directory)):
+        raise InputError(f"{path} is in the project; pass a name outside it")
+    # A table of labels may lie beside the images; copies of them would become items.
+    if real.is_relative_to(source) and (folder or path.exists()):
+        raise InputError(f"{path} is in the source, which is only read; pass another name")
+    if folder and config.kind != "images":
+        raise InputError(f"items are {config.kind}, not images; use --csv or --jsonl")
+    if folder and path.exists():
+        raise InputError(f"{path} is there already; pass another name")
+    check_new(path, force=force)
+
+
 def export_folder(directory: Path, rows: list[dict[str, Any]], folder: Path) -> int:
     """Copy the labelled images into folders by class; how many, without those that have gone.
 
@@ -170,16 +201,10 @@ def export_folder(directory: Path, rows: list[dict[str, Any]], folder: Path) -> 
     The name of an image is its id and its own name, so that none meets another's.
 
     Raises:
-        InputError: a project without images, or a folder that is there already or would be in the
-            source, whose items the copies would become.
+        InputError: as `check_target`.
     """
+    check_target(directory, folder, folder=True, force=False)
     config = read_config(directory)
-    if config.kind != "images":
-        raise InputError(f"items are {config.kind}, not images; use --csv or --jsonl")
-    if folder.exists():
-        raise InputError(f"{folder} is there already; pass another name")
-    if folder.resolve().is_relative_to(Path(config.source).resolve()):
-        raise InputError(f"{folder} is in the source; pass a name outside {config.source}")
     items, folder_of = read_items(directory), _folders(read_classes(directory).values())
     copied = 0
     for row in rows:
