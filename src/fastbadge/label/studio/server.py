@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,11 @@ class Server:
     def add_tasks(self, project: int, tasks: Sequence[Mapping[str, Any]]) -> None:
         """Add tasks, all or none."""
         self._call("POST", f"/api/projects/{project}/import", json=list(tasks))
+
+    def delete_task(self, id: int) -> None:
+        """Delete a task, if it is there."""
+        with suppress(GoneError):
+            self._call("DELETE", f"/api/tasks/{id}/")
 
     def add_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> int:
         """Have an address called when annotations change; the id of that order."""
