@@ -93,3 +93,23 @@ def test_labels_may_lie_beside_the_images_and_models_are_written_whole(here, mon
     assert main(export) == 0
     with np.load(here / "m.npz", allow_pickle=False) as weights:
         assert weights["weight_2"].shape == (2, 128)
+
+
+def test_a_table_of_labels_that_is_not_there_is_told_before_a_project_is_made(here, capsys):
+    init = ["label", "init", "t.csv", "--classes", "a,b", "--project", "new"]
+    assert main([*init, "--import", "labels.csv"]) == 2
+    assert "--import labels.csv is not there or is not a file" in capsys.readouterr().err
+    assert not (here / "new").exists()
+
+
+def test_the_command_that_adds_classes_is_that_of_the_same_project(here, capsys):
+    assert main(["label", "init", "t.csv", "--project", "no classes"]) == 0
+    hint = capsys.readouterr().out.splitlines()[-1]
+    assert hint.endswith("label init t.csv --project 'no classes' --classes a,b,c")
+    assert main(["label", "status", "no classes"]) == 0
+    assert "recall" not in capsys.readouterr().out  # no table without rows
+
+
+def test_so_many_doubts_cannot_be_shown(here, capsys):
+    assert main(["label", "audit", "texts", "--most", "-1"]) == 2
+    assert "--most is -1; expected at least 1" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def test_rows_of_nothing_here_and_conflicts_are_told_in_a_line_each(tmp_path, ca
     words = ["label", "init", "t.csv", "--classes", ",".join(CLASSES), "--import", "labels.csv"]
     assert main(words) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "1 labels imported, 0 were there",
+        "1 labels imported, 0 known",
         "1 of items that are not in the project:",
         "  not there",
         "1 conflicts, not imported:",

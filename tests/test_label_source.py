@@ -567,7 +567,7 @@ def test_the_command_line_from_a_folder_to_files(folder, tmp_path, monkeypatch, 
     assert main([*init, "--import", "known.csv"]) == 0
     printed = capsys.readouterr().out
     assert "labels/images: 40 items added, 40 in all" in printed
-    assert "24 labels imported, 0 were there" in printed
+    assert "24 labels imported, 0 known" in printed
     assert main([*init]) == 0 and "0 items added, 40 in all" in capsys.readouterr().out
     assert main(["label", "advance", "labels/images"]) == 0
     assert "items waiting" in capsys.readouterr().out
