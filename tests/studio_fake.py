@@ -109,6 +109,8 @@ class Studio:
                 if int(url.params["project"]) not in self.projects:
                     return 404, {"detail": "No Project matches the given query."}
                 return 200, {"tasks": self.listed(url.params)}
+            case "DELETE", ["tasks", id]:
+                return (404, {}) if self.tasks.pop(int(id), None) is None else (204, None)
             case "GET", ["webhooks"]:
                 return 200, list(self.hooks.values())
             case "POST", ["webhooks"]:

@@ -76,6 +76,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "out.csv"
     write_whole(path, "position\n1\n")
     assert path.read_bytes() == b"position\n1\n"
+    write_whole(tmp_path / "out.csv", b"position\n1\n")
+    assert path.read_bytes() == b"position\n1\n"
 
     def full(_):
         raise OSError(28, "No space left on device")

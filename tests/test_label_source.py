@@ -479,10 +479,10 @@ def test_imported_labels_count_and_conflicts_are_told(tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("item,label\n1,9\n2,1\n3,2\n3,4\n9999,1\n4,3\n4,3\n5,\n")
     imported = import_labels(path, table)
-    assert (imported.added, imported.unknown) == (2, 1)
+    assert (imported.added, imported.unknown) == (2, ["9999"])
     assert imported.conflicts == [
-        "3: 2 and 4 in labels.csv",
-        "item 1: 4 in the project, 9 in labels.csv",
+        "item 3 (2): 2 and 4 in labels.csv",
+        "item 1 (0): 4 in the project, 9 in labels.csv",
     ]
     again = import_labels(path, table)
     assert (again.added, again.known) == (0, 2)
@@ -491,7 +491,7 @@ def test_imported_labels_count_and_conflicts_are_told(tmp_path):
     with pytest.raises(InputError, match="are no classes of the project: cat; add them"):
         import_labels(path, table)
     table.write_text("file,label\n2,1\n")
-    with pytest.raises(InputError, match="has the columns file, label; expected label, and"):
+    with pytest.raises(InputError, match="has the columns file, label; expected a CSV with label"):
         import_labels(path, table)
 
 

@@ -321,6 +321,80 @@ def test_while_the_server_is_away_it_waits_and_nothing_is_made_twice(
     assert len(pushed(studio)) == len(set(pushed(studio))) == 10
 
 
+class Slow(Studio):
+    """Imports that get no answer and are carried out later, in the turn `commit`."""
+
+    def __init__(self, slow=1):
+        super().__init__()
+        self.slow, self.late = slow, []
+
+    def answer(self, method, path, url, content):
+        if method == "POST" and path[-1] == "import" and self.slow:
+            self.slow -= 1
+            self.late.append(content)
+            raise httpx.ReadTimeout("timed out")
+        return super().answer(method, path, url, content)
+
+    def commit(self):
+        while self.late:
+            super().answer("POST", ["projects", "1", "import"], None, self.late.pop())
+
+
+@pytest.mark.parametrize(
+    ("looks", "deleted"),
+    [
+        (1, []),  # before the tasks are pushed again
+        (2, [10]),  # that got no answer either
+        (3, [20]),  # right after they were pushed at last
+        (6, [20]),
+    ],
+)
+def test_an_import_carried_out_late_leaves_no_item_in_two_tasks(
+    tmp_path, make_project, monkeypatch, looks, deleted
+):
+    directory, studio = make_project(tmp_path), Slow(2)
+    monkeypatch.setattr(loop, "Event", Waits)
+    lines = drive(directory, studio, *[idle] * looks, studio.commit, *[idle] * 4)
+    assert sorted(pushed(studio)) == sorted(set(pushed(studio))) and len(studio.tasks) == 10
+    said = [line for line in lines if line.endswith("tasks deleted there: their items had another")]
+    assert [int(line.split()[0]) for line in said] == deleted
+
+
+def test_of_two_tasks_of_an_item_those_that_are_answered_stay(tmp_path, make_project, monkeypatch):
+    """Whatever is broken off: the look that would have shown them, the deletions."""
+    directory, studio = make_project(tmp_path), Slow(0)
+    monkeypatch.setattr(loop, "Event", Waits)
+    monkeypatch.setattr("fastbadge.label.studio.server._PAGE", 4)
+    to_be_lost = ["GET /api/tasks"] * 6 + ["DELETE"]  # six pages, of which the last is lost
+    kept = []
+
+    def lose(call, request):
+        if to_be_lost and call.startswith(to_be_lost[0]):
+            del to_be_lost[0]
+            if to_be_lost[:1] != ["GET /api/tasks"]:
+                raise httpx.ReadTimeout("timed out", request=request)
+
+    def appear():
+        copies = [{k: task[k] for k in ("data", "meta")} for task in studio.tasks.values()]
+        first = list(studio.tasks)
+        studio.late.append(copies)
+        studio.commit()
+        second = list(studio.tasks)[10:]
+        studio.annotate(first[0], "sun")
+        studio.annotate(second[1], "rain")
+        studio.annotate(first[2], "sun")
+        studio.annotate(second[2], None, was_cancelled=True, user=2)
+        kept.extend([first[0], second[1], first[2], second[2], *first[3:]])
+        studio.after = lose
+
+    drive(directory, studio, *[idle] * 4, appear, *[idle] * 40)  # a turn for each page of a look
+    assert not to_be_lost and sorted(studio.tasks) == sorted(kept)
+    said = rows(directory, "SELECT item, annotator, class FROM label ORDER BY item, annotator")
+    one, two, three = (studio.tasks[id]["meta"]["fastbadge_item"] for id in kept[:3])
+    ann, bob = studio.users.values()
+    assert said == sorted([(one, ann, 1), (two, ann, 2), (three, ann, 1), (three, bob, None)])
+
+
 def fail(directory, studio, match, error=ProjectError, **options):
     studio.before = lambda call, request: None
     server = Server("http://studio.test", LEGACY, transport=studio.transport())

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastbadge.errors import InputError, ProjectError
 from fastbadge.label.studio import view
-from fastbadge.label.studio.server import AwayError, Server, read_token
+from fastbadge.label.studio.server import AwayError, GoneError, Server, read_token
 from fastbadge.label.studio.view import Answer
 from fastbadge.label.studio.webhook import HEADER, called
 from studio_fake import LEGACY, PERSONAL, Studio
@@ -67,26 +67,66 @@ def refuse(error):
     return transport
 
 
+def redirect(to):
+    return lambda _: httpx.Response(301, headers={"location": to} if to else {})
+
+
+@pytest.mark.parametrize("token", [LEGACY, PERSONAL])
 @pytest.mark.parametrize(
     ("answer", "error", "expected"),
     [
         (Studio("1.12.1").handle, ProjectError, r"is Label Studio 1\.12\.1; expected 1\.23 or"),
-        (lambda _: httpx.Response(200, html="<p>"), ProjectError, "is no Label Studio"),
-        (lambda _: httpx.Response(200, json=[]), ProjectError, "is no Label Studio"),
+        (Studio("9" * 5000).handle, ProjectError, r"is Label Studio 9*; expected 1\.23 or"),
+        (lambda _: httpx.Response(200, html="<p>"), ProjectError, "with text/html.*; pass the add"),
+        (lambda _: httpx.Response(200), ProjectError, "with nothing.*; pass the address of its pa"),
+        (lambda _: httpx.Response(204), ProjectError, "with other JSON than.*; pass the address"),
+        (lambda _: httpx.Response(200, json=[]), ProjectError, "with other JSON than .*; pass the"),
+        (lambda _: httpx.Response(200, json={}), ProjectError, "with other JSON than .*; pass the"),
+        (lambda _: httpx.Response(200, text="[" * 9**5), ProjectError, "with text/plain.*; pass"),
+        (redirect("https://x/y"), ProjectError, "leads to https://x/y; pass the address of its"),
+        (redirect(""), ProjectError, "leads to nowhere; pass the address of its page"),
         (
-            lambda _: httpx.Response(301, headers={"location": "https://x"}),
+            lambda _: httpx.Response(404),
             ProjectError,
-            "leads to",
+            r"has no /api/.*\(Not Found\); pass the addr",
         ),
-        (lambda _: httpx.Response(404), ProjectError, "has no /api/version/"),
-        (lambda _: httpx.Response(418, text="a\nb"), ProjectError, "refuses GET /api/version/"),
+        (
+            lambda _: httpx.Response(418, text="a\nb"),
+            ProjectError,
+            r"refuses .*\(418 I'm a.*; pass",
+        ),
         (lambda _: httpx.Response(503, text="a\nb"), AwayError, "at the moment"),
         (refuse(httpx.ConnectError), AwayError, r"does not answer \(Connection refused\)"),
     ],
 )
-def test_another_server_than_expected_is_one_line(answer, error, expected):
+def test_another_server_than_expected_is_one_line(token, answer, error, expected):
     with pytest.raises(error, match=expected) as caught:
-        Server("http://studio.test", LEGACY, transport=httpx.MockTransport(answer)).check()
+        Server("http://studio.test", token, transport=httpx.MockTransport(answer)).check()
+    assert "\n" not in str(caught.value) and token not in str(caught.value)
+    assert len(str(caught.value)) < 400 and not isinstance(caught.value, GoneError)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda server: server.check(),
+        lambda server: server.emails(),
+        lambda server: server.project(1),
+        lambda server: server.make_project("", "", "", 1),
+        lambda server: server.find_project("marker"),
+        lambda server: list(server.tasks(1)),
+        lambda server: list(server.changed_tasks(1, None)),
+        lambda server: server.add_webhook(1, "http://x", {}),
+    ],
+)
+@pytest.mark.parametrize(
+    "found", ["7", "null", "[{}]", '{"tasks": [{}]}', '{"results": [7]}', '{"id": Infinity}']
+)
+def test_an_answer_of_another_form_is_one_line_whatever_was_asked(ask, found):
+    """As of a proxy that begins to answer in its place."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=found))
+    with pytest.raises(ProjectError, match="with other JSON than expected") as caught:
+        ask(Server("http://studio.test", LEGACY, transport=transport))
     assert "\n" not in str(caught.value)
 
 

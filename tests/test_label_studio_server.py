@@ -260,6 +260,12 @@ def test_a_project_from_the_first_batch_through_kills_of_both_sides(
     tasks = unanswered(ann, project)
     assert len(tasks) == 10 and all(t["data"]["image"].startswith("data:image/") for t in tasks)
 
+    # An import that was given up and carried out later.
+    again = [{"data": task["data"], "meta": task["meta"]} for task in tasks[8:]]
+    ann.call("POST", f"/api/projects/{project}/import", json=again)
+    loop.wait_for("2 tasks deleted there: their items had another")
+    assert [task["id"] for task in unanswered(ann, project)] == [task["id"] for task in tasks]
+
     # Two people; what is taken back and changed.
     answer([ann, bob], tasks[:8])
     loop.wait_for("10 tasks pushed")

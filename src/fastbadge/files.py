@@ -106,16 +106,20 @@ def check_not_input(path: Path, inputs: Iterable[Path | None]) -> None:
             raise InputError(f"{path} is an input of this command; pass another name to write")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that others see all of it or, after a kill, what was there before.
+
+    Args:
+        path: of the file.
+        content: bytes, or text, which becomes UTF-8.
 
     Raises:
         InputError: it cannot be written.
     """
     draft = _draft_of(path)
     try:
-        with draft.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with draft.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(os.path.realpath(path))  # a link stays a link

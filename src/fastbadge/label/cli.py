@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -46,20 +48,23 @@ def init(
         source: A folder of images (and folders in it), a .csv or .jsonl, or an .npy file.
         classes: Names, comma-separated, in the order of the page; more may be added later.
         project: Directory of the project. Default: labels/ and the name of the source.
-        text_column: Of the table.
-        features: hog+colour, hog or pixels for images, tfidf for texts, or an .npy file with a row
-            for each image in the order of their paths or for each row of the table. Default:
-            hog+colour, tfidf.
+        text_column: The column of the table that has the texts. Default: text.
+        features: What the model sees: of images hog+colour, hog or pixels, of texts tfidf; or an
+            .npy file with a row for each image in the order of their paths, or for each row of the
+            table. Default: hog+colour or tfidf.
         encoder: In place of features: MODULE:FUNCTION of yours, from a list of PIL images or of
             texts to one row of numbers each; or timm:NAME, transformers:NAME,
             sentence-transformers:NAME, each with the extra of that name.
-        labels: CSV of labels there are already, with columns label and item, path, name or text.
-        strategy: What chooses the batches (see: fastbadge strategies).
-        batch: Items in a batch.
-        validation: Share of every batch that is drawn uniformly and only validates.
-        overlap: Annotators for each item.
-        hidden: Width of the model's hidden layer; 0 for a linear model.
-        seed: Every random number derives from it.
+        labels: Labels there are already: a CSV that export wrote, or one with a column label and
+            one that says of which item: path (of an image), text, name (the number of the row from
+            0) or item (the id in this project).
+        strategy: What chooses the batches (see: fastbadge strategies). Default: badge.
+        batch: Items in a batch. Default: 20.
+        validation: Share of every batch that is drawn uniformly and only used to measure the
+            accuracy. Default: 0.15.
+        overlap: How many people answer each item. Default: 1.
+        hidden: Width of the model's hidden layer; 0 for a linear model. Default: 128.
+        seed: Every random number derives from it. Default: 0.
     """
     from fastbadge.label.exchange import import_labels
     from fastbadge.label.initialise import init_project
@@ -67,6 +72,8 @@ def init(
     from fastbadge.label.rounds import check_strategy
     from fastbadge.label.sources import kind_of
 
+    if labels is not None and not labels.is_file():  # before features are made, for hours maybe
+        raise InputError(f"--import {labels} is not there or is not a file; check the path")
     if features and encoder:
         raise InputError(f"got --features {features} and --encoder {encoder}; pass one of them")
     check_strategy(strategy)
@@ -99,13 +106,12 @@ def init(
     )
     if labels is not None:
         imported = import_labels(directory, labels)
-        print(
-            f"{imported.added:,} labels imported, {imported.known:,} known, "
-            f"{imported.unknown:,} of items that are not in the project"
-        )
+        print(f"{imported.added:,} labels imported, {imported.known:,} known")
+        _some(f"{len(imported.unknown):,} of items that are not in the project", imported.unknown)
         _some(f"{len(imported.conflicts):,} conflicts, not imported", imported.conflicts)
     if not read_status(directory).per_class:
-        print(f"No classes yet: fastbadge label init {source} --classes a,b,c")
+        again = shlex.join([str(source), *(["--project", str(project)] if project else [])])
+        print(f"No classes yet: fastbadge label init {again} --classes a,b,c")
 
 
 @app.command
@@ -113,7 +119,7 @@ def status(project: Path, /) -> None:
     """Show how far the labelling is, and what the validation slice says.
 
     Args:
-        project: Directory of the project.
+        project: Directory of the project, such as labels/photos.
     """
     from fastbadge.label.numbers import Rate, read_numbers
     from fastbadge.label.project import read_status
@@ -121,7 +127,7 @@ def status(project: Path, /) -> None:
     now, numbers = read_status(project), read_numbers(project)
     print(
         f"{now.labelled:,} of {now.items:,} items labelled, {now.waiting:,} waiting, "
-        f"{now.cannot_tell:,} cannot be told, {now.disputed:,} disputed, {now.missing:,} missing"
+        f'{now.cannot_tell:,} "cannot tell", {now.disputed:,} disputed, {now.missing:,} missing'
     )
 
     def shown(rate: Rate | None) -> str:
@@ -132,7 +138,8 @@ def status(project: Path, /) -> None:
     rows = [
         [name, f"{count:,}", shown(numbers.recall[name])] for name, count in now.per_class.items()
     ]
-    _table(["class", "labels", "recall (95 %)"], rows)
+    if rows:
+        _table(["class", "labels", "recall (95 %)"], rows)
     for annotator, count in now.per_annotator.items():
         print(f"{annotator}: {count:,} answers")
     print(numbers.words)
@@ -145,7 +152,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8765,
-    open: bool = False,
+    open: Flag = False,
 ) -> None:
     """Label in the browser: prints the address to open, and serves until Ctrl-C.
 
@@ -153,10 +160,10 @@ def serve(
     label. Every click is saved when the page says so.
 
     Args:
-        project: Directory of the project.
-        host: Where to listen. 0.0.0.0: also for other machines and telephones of the network, over
-            plain HTTP.
-        port: 0 for any that is free.
+        project: Directory of the project, such as labels/photos.
+        host: Where to listen. Default: 127.0.0.1, for this machine alone; 0.0.0.0 also for other
+            machines and telephones of the network, over plain HTTP.
+        port: 0 for any that is free. Default: 8765.
         open: Open the address in the browser of this machine.
     """
     try:
@@ -185,7 +192,7 @@ def advance(project: Path, /) -> None:
     """Train on the labels there are and choose the next batch; the server does so by itself.
 
     Args:
-        project: Directory of the project.
+        project: Directory of the project, such as labels/photos.
     """
     from fastbadge.label.project import count_waiting
     from fastbadge.label.rounds import advance
@@ -214,16 +221,17 @@ def studio(
     taken back there.
 
     Args:
-        project: Directory of the project.
-        url: Where the page of Label Studio opens.
+        project: Directory of the project, such as labels/photos.
+        url: Address at which the page of Label Studio opens, such as http://localhost:8080.
         token_file: File with a token from its Account & Settings, of either kind.
         prelabel: Show people the model's guesses, but for those of validation items. Who sees a
             guess tends to agree with it.
         image_url: Address of an image, with {name} for its path below the source, such as
             /data/local-files/?d=pictures/{name}. Default: images go into the tasks.
-        poll: Seconds between two looks at what was answered.
+        poll: Seconds between two looks at what was answered. Default: 5.
         webhook: HOST:PORT of this machine where Label Studio may call to say so at once.
-        new_project: Make another project there, in place of the one used so far.
+        new_project: Make another project there, in place of the one used so far, such as one that
+            was deleted. The labels stay.
     """
     from fastbadge.label.studio.loop import Options, run
     from fastbadge.label.studio.server import Server, read_token
@@ -241,11 +249,11 @@ def studio(
 
 @app.command
 def undo(project: Path, /, *, annotator: str | None = None) -> None:
-    """Take back the latest click.
+    """Take back the latest click; imported labels stay.
 
     Args:
-        project: Directory of the project.
-        annotator: Whose. Default: anybody's.
+        project: Directory of the project, such as labels/photos.
+        annotator: Whose click. Default: anybody's.
     """
     from fastbadge.label.clicks import undo
     from fastbadge.label.project import read_classes, read_item
@@ -272,36 +280,40 @@ def export(
     """Write the labels, one row an item, or the images in folders by class.
 
     Args:
-        project: Directory of the project.
+        project: Directory of the project, such as labels/photos.
         csv: File for the rows.
         jsonl: File for the same rows as JSON, one a line.
         folder: New directory, for copies of the labelled images in a folder for each class.
         model: .npz file for the weights of the latest model.
-        force: Overwrite files that are there.
+        force: Overwrite files that are there, but never the source or the project.
     """
-    from fastbadge.files import check_new, write_whole
-    from fastbadge.label.exchange import as_csv, as_jsonl, export_folder, export_rows
+    from fastbadge.files import write_whole
+    from fastbadge.label.exchange import (
+        as_csv,
+        as_jsonl,
+        check_target,
+        export_folder,
+        export_rows,
+    )
     from fastbadge.label.project import as_npz, read_weights
 
-    files = [path for path in (csv, jsonl, model) if path]
-    if not files and not folder:
+    targets = [path for path in (csv, jsonl, model, folder) if path]
+    if not targets:
         raise InputError("nothing to write; pass --csv, --jsonl, --folder or --model")
-    if len({path.resolve() for path in files}) < len(files):
+    if len({os.path.realpath(path) for path in targets}) < len(targets):
         raise InputError("two of the files have the same name; pass different ones")
-    for path in files:
-        if path.resolve().is_relative_to(project.resolve()):
-            raise InputError(f"{path} is in the project; pass a name outside it")
-        check_new(path, force=force)
+    for path in targets:
+        check_target(project, path, folder=path is folder, force=force)
+    weights = read_weights(project)
+    if model and weights is None:
+        raise InputError("there is no model yet; label a batch, then: fastbadge label advance")
     rows = export_rows(project)
     if csv:
         write_whole(csv, as_csv(rows))
     if jsonl:
         write_whole(jsonl, as_jsonl(rows))
-    if model:
-        weights = read_weights(project)
-        if weights is None:
-            raise InputError("there is no model yet; label a batch, then: fastbadge label advance")
-        model.write_bytes(as_npz(weights))
+    if model and weights is not None:
+        write_whole(model, as_npz(weights))
     print(f"{len(rows):,} labels")
     if folder:
         copied = export_folder(project, rows, folder)
@@ -318,12 +330,14 @@ def audit(project: Path, /, *, most: Annotated[int, Parameter(name=["--most", "-
     where the model disagrees, they would flatter it.
 
     Args:
-        project: Directory of the project.
-        most: How many to show.
+        project: Directory of the project, such as labels/photos.
+        most: How many to show. Default: 20.
     """
     from fastbadge.label.audit import find_doubts
     from fastbadge.label.project import read_item
 
+    if most < 1:
+        raise InputError(f"--most is {most}; expected at least 1")
     doubts, judged = find_doubts(project)
     print(f"{len(doubts):,} of {judged:,} labels are doubted; not all of these are wrong")
     _table(

@@ -5,25 +5,36 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from fastbadge.errors import InputError
-from fastbadge.label.project import config_in, read_classes, read_config, read_items, settle
+from fastbadge.files import check_new, check_not_input
+from fastbadge.label.project import (
+    Config,
+    Item,
+    config_in,
+    read_classes,
+    read_config,
+    read_items,
+    settle,
+)
 from fastbadge.label.schema import connected
 from fastbadge.label.sources import read_image
 from fastbadge.sqlitefile import now_utc
 
 IMPORTER = "import"  # the annotator of imported labels
 
+_LONGEST_FIELD = 2 << 20  # of a CSV, in characters: as long as texts may be in a source, and more
 _MOST_BYTES = 200  # of a name in an export; file systems take 255
 
 _COLUMNS = (
     "item, name, label, annotators, disputed, validation, batch, reason, gradient_norm, predicted, "
-    "confidence, created, seconds, text"
+    "confidence, created, seconds, text, sha256"
 ).split(", ")
 
 
@@ -36,43 +47,48 @@ class Imported:
         known: labels that were imported before.
         conflicts: lines about items with two labels, in the file or against the project; for these
             nothing was imported.
-        unknown: how many rows name no item of the project.
+        unknown: what the rows say that are of no item of the project.
     """
 
     added: int = 0
     known: int = 0
     conflicts: list[str] = field(default_factory=list)
-    unknown: int = 0
+    unknown: list[str] = field(default_factory=list)
 
 
 def import_labels(directory: Path, table: Path) -> Imported:
-    """Take labels from a CSV with a column `label`, and one of `item`, `path`, `name` or `text`.
+    """Take labels from a CSV with a column `label`, and one that says which item it is of.
 
-    `item` is an id, `path` or `name` what the item is called, `text` the text itself. What people
-    have labelled in the project stays. Labels of items in the reserve count for validation when
-    their turn comes, not before, and never for training.
+    See `_keys` for that. What people have labelled in the project stays. Labels of items in the
+    reserve count for validation when their turn comes, not before, and never for training.
 
     Raises:
         InputError: no such columns, or classes that the project lacks (the message lists them).
     """
-    rows = _labels_in(table)
+    config, items = read_config(directory), read_items(directory)
+    key, rows = _labels_in(table, _keys(config))
     classes = {name: id for id, name in read_classes(directory).items()}
-    lacking = sorted({label for _, _, label in rows} - set(classes))
+    lacking = sorted({row["label"] for row in rows} - set(classes))
     if lacking:
         raise InputError(
             f"{table} has labels that are no classes of the project: {', '.join(lacking[:5])}"
             f"{' and more' if len(lacking) > 5 else ''}; add them to --classes"
         )
-    id_of = _ids(directory)
+    id_of = _ids(items, key, config)
     report, wanted = Imported(), dict[int, str]()
     contradicted: set[int] = set()
-    for key, value, label in rows:
-        item = id_of.get(key, {}).get(value)
+    for row in rows:
+        # Of several with the same content, the one of that name.
+        item = id_of.get((row[key], row["name"])) or id_of.get((row[key], None))
+        label = row["label"]
         if item is None:
-            report.unknown += 1
+            says = row["name"] if key == "sha256" else row[key]
+            report.unknown.append(_in_a_line(says or row[key]))
         elif wanted.setdefault(item, label) != label and item not in contradicted:
             contradicted.add(item)
-            report.conflicts.append(f"{value[:60]}: {wanted[item]} and {label} in {table.name}")
+            report.conflicts.append(
+                f"{_shown(items[item - 1])}: {wanted[item]} and {label} in {table.name}"
+            )
     for item in contradicted:
         del wanted[item]
     with connected(directory, write=True) as connection:
@@ -87,7 +103,8 @@ def import_labels(directory: Path, table: Path) -> Imported:
                 report.known += standing[item] == label
                 if standing[item] != label:
                     report.conflicts.append(
-                        f"item {item}: {standing[item]} in the project, {label} in {table.name}"
+                        f"{_shown(items[item - 1])}: {standing[item]} in the project, {label} in "
+                        f"{table.name}"
                     )
                 continue
             connection.execute(
@@ -116,7 +133,7 @@ def export_rows(directory: Path) -> list[dict[str, Any]]:
         found = connection.execute(
             "SELECT item.id, item.name, settled.class, settled.opinions, item.reserved, b.batch, "
             "b.reason, b.gradient_norm, b.predicted, b.confidence, label.created, label.seconds, "
-            "item.text FROM settled JOIN item ON item.id = settled.item "
+            "item.text, item.digest FROM settled JOIN item ON item.id = settled.item "
             "LEFT JOIN batch_item AS b ON b.item = item.id "
             # The rank is the votes above and the id of the deciding click below 2^40.
             "JOIN label ON label.id = settled.rank & 0xFFFFFFFFFF ORDER BY item.id"
@@ -147,6 +164,35 @@ def as_jsonl(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def check_target(directory: Path, path: Path, *, folder: bool, force: bool) -> None:
+    """Refuse, before anything is written, where an export may not or cannot go.
+
+    Args:
+        directory: of the project.
+        path: of a file, or of a folder for images by class.
+        folder: whether it is that.
+        force: whether a file that is there may be overwritten. The project and its source, which is
+            only read, never are.
+
+    Raises:
+        InputError: such a place, or a folder of a project without images.
+    """
+    config = read_config(directory)
+    source, real = os.path.realpath(config.source), Path(os.path.realpath(path))
+    given = Path(config.features) if config.features.endswith(".npy") else None
+    check_not_input(path, [Path(source), given])
+    if real.is_relative_to(os.path.realpath(directory)):
+        raise InputError(f"{path} is in the project; pass a name outside it")
+    # A table of labels may lie beside the images; copies of them would become items.
+    if real.is_relative_to(source) and (folder or path.exists()):
+        raise InputError(f"{path} is in the source, which is only read; pass another name")
+    if folder and config.kind != "images":
+        raise InputError(f"items are {config.kind}, not images; use --csv or --jsonl")
+    if folder and path.exists():
+        raise InputError(f"{path} is there already; pass another name")
+    check_new(path, force=force)
+
+
 def export_folder(directory: Path, rows: list[dict[str, Any]], folder: Path) -> int:
     """Copy the labelled images into folders by class; how many, without those that have gone.
 
@@ -155,16 +201,10 @@ def export_folder(directory: Path, rows: list[dict[str, Any]], folder: Path) -> 
     The name of an image is its id and its own name, so that none meets another's.
 
     Raises:
-        InputError: a project without images, or a folder that is there already or would be in the
-            source, whose items the copies would become.
+        InputError: as `check_target`.
     """
+    check_target(directory, folder, folder=True, force=False)
     config = read_config(directory)
-    if config.kind != "images":
-        raise InputError(f"items are {config.kind}, not images; use --csv or --jsonl")
-    if folder.exists():
-        raise InputError(f"{folder} is there already; pass another name")
-    if folder.resolve().is_relative_to(Path(config.source).resolve()):
-        raise InputError(f"{folder} is in the source; pass a name outside {config.source}")
     items, folder_of = read_items(directory), _folders(read_classes(directory).values())
     copied = 0
     for row in rows:
@@ -202,36 +242,58 @@ def _shortened(name: str, part: slice) -> str:
     return name.encode()[part].decode(errors="ignore")
 
 
-def _labels_in(table: Path) -> list[tuple[str, str, str]]:
-    """Column, value and label of each row."""
+def _keys(config: Config) -> list[str]:
+    """Columns that may say which item a row is of, best first.
+
+    What an item is stays when files are renamed and rows move, and `sha256`, as exports have it,
+    stays when a program for tables has changed the text. A row of features is told by its number:
+    features may be made anew. An id is of one project; another may have found the same items in
+    another order.
+    """
+    keys = {
+        "images": ["sha256", "path", "name", "item"],
+        "texts": ["sha256", config.text_column, "text", "name", "item"],
+        "features": ["name", "item"],
+    }
+    return list(dict.fromkeys(keys[config.kind]))
+
+
+def _labels_in(table: Path, keys: Sequence[str]) -> tuple[str, list[dict[str, str]]]:
+    """The column that names items, and of each row with a label that column, `name` and `label`."""
+    csv.field_size_limit(_LONGEST_FIELD)
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
-            key = next((name for name in ("item", "path", "name", "text") if name in columns), None)
+            key = next((name for name in keys if name in columns), None)
             if key is None or "label" not in columns:
                 raise InputError(
-                    f"{table} has the columns {', '.join(columns) or 'none'}; expected label, and "
-                    "one of item, path, name and text"
+                    f"{table} has the columns {_in_a_line(', '.join(columns)) or 'none'}; expected "
+                    f"a CSV with label and one of {', '.join(keys)}"
                 )
-            return [
-                (key, (row[key] or "").strip(), row["label"].strip())
+            rows = (
+                {name: (row.get(name) or "").strip() for name in (key, "name", "label")}
                 for row in reader
-                if (row["label"] or "").strip()
-            ]
+            )
+            return key, [row for row in rows if row["label"]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table} cannot be read as CSV: {error}") from error
 
 
-def _ids(directory: Path) -> Mapping[str, Mapping[str, int]]:
-    """Ids of items by each column that may name them."""
-    items = sorted(
-        read_items(directory), key=lambda item: not item.missing
-    )  # the last of a name counts
-    names = {item.name: item.id for item in items}
-    return {
-        "item": {str(item.id): item.id for item in items},
-        "path": names,
-        "name": names,
-        "text": {item.text.strip(): item.id for item in items if item.text},
-    }
+def _ids(items: Iterable[Item], key: str, config: Config) -> dict[tuple[str, str | None], int]:
+    """Ids of items by what a column says of them, both with their name and without."""
+    id_of: dict[tuple[str, str | None], int] = {}
+    for item in sorted(items, key=lambda item: not item.missing):  # those that are there count
+        text = (item.text or "").strip()
+        says = {"path": item.name, "name": item.name, "item": str(item.id), "text": text}
+        value = (says | {config.text_column: text, "sha256": item.digest})[key]
+        id_of[value, None] = id_of[value, item.name] = item.id
+    return id_of
+
+
+def _shown(item: Item) -> str:
+    return f"item {item.id} ({_in_a_line(item.text or item.name)})"
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text[:1000].split())[:60]

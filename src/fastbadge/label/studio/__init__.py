@@ -8,5 +8,6 @@
 
 Each side may stop at any moment, by kill -9 as well, and nothing is done twice or lost. What was
 pushed is not written down here but read there: a task carries the id of its item, and before each
-push all tasks are read. What was taken is made to agree with what stands there, in one transaction.
+push all tasks are read; if one was made twice after all, by a server that was slow, the second is
+deleted. What was taken is made to agree with what stands there, in one transaction.
 """

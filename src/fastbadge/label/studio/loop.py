@@ -132,6 +132,7 @@ class _Loop:
     link: Link = field(init=False)
     project: int = field(init=False)  # its id there
     pushed: set[int] = field(default_factory=set)  # items known to have a task
+    tasks: dict[int, set[int]] = field(default_factory=dict)  # by item, as far as they were read
     seen: str | None = None  # the latest change that was taken, by the clock there
     emails: dict[int, str] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)  # annotations that were complained of
@@ -201,7 +202,13 @@ class _Loop:
         return place.id
 
     def _take(self) -> None:
-        """Take what was answered since the last time; at first, or of new classes, all there is."""
+        """Take what was answered since the last time; at first, or of new classes, all there is.
+
+        An import that got no answer may be carried out when its tasks have been pushed again. So
+        after one, and whenever an item turns up in a second task, all tasks are read, and the
+        second ones deleted. Only a task that shows up more than _OVERLAP after its time is missed,
+        until the next start.
+        """
         classes = read_classes(self.directory)
         since = None
         if self.seen and classes == self.classes:
@@ -215,6 +222,18 @@ class _Loop:
             item = item_of(task)
             if item is not None and 0 < item <= items:
                 found[task["id"]] = (item, task["annotations"])
+        if since is None:
+            self.tasks.clear()
+        twice = set[int]()
+        for id, (item, _) in found.items():
+            there = self.tasks.setdefault(item, set())
+            if there and id not in there:
+                twice.add(item)
+            there.add(id)
+        if twice and since is not None:
+            self.seen = None
+            return self._take()
+        self._delete_unanswered(twice, {id for id, (_, made) in found.items() if made})
         users = {each["completed_by"] for _, made in found.values() for each in made}
         if not users <= set(self.emails):
             self.emails = dict.fromkeys(users, "") | self.server.emails()
@@ -227,6 +246,22 @@ class _Loop:
             self.idle = False
             waiting = count_waiting(self.directory)
             self.say(f"{changed:,} answers new, changed or taken back; {waiting:,} items waiting")
+
+    def _delete_unanswered(self, items: set[int], answered: set[int]) -> None:
+        """Of the tasks of an item keep those with an annotation, or if there is none the first.
+
+        If somebody answers one in the moment before it is deleted, that answer is lost, and the
+        item asked again.
+        """
+        count = 0
+        for item in items:
+            tasks = self.tasks[item]
+            spare = sorted(tasks - answered)[0 if tasks & answered else 1 :]
+            for task in spare:
+                self.server.delete_task(task)
+            count += len(spare)
+        if count:
+            self.say(f"{count:,} tasks deleted there: their items had another")
 
     def _answers(
         self, task: int, made: list[dict[str, Any]], classes: dict[int, str]
@@ -257,7 +292,11 @@ class _Loop:
         new = (task for task in tasks if task is not None)
         count = 0
         while some := list(islice(new, _PUSH)):
-            self.server.add_tasks(self.project, some)
+            try:
+                self.server.add_tasks(self.project, some)
+            except AwayError:
+                self.seen = None  # see _take
+                raise
             count += len(some)
             if any("predictions" in task for task in some):  # before, it knows no such version
                 shown = {"show_collab_predictions": True, "model_version": _MODEL_VERSION}

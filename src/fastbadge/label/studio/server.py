@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastbadge.errors import FastbadgeError, InputError, ProjectError
 
@@ -22,20 +23,28 @@ except ModuleNotFoundError as error:
 
 OLDEST = (1, 23)
 
+_ADVICE = "pass the address of its page"
+
 # On SQLite and two cores 1,000 tasks with their annotations take 2.3 s, without them 0.3 s.
 _PAGE = 200
 _TIMEOUT_SECONDS = 60.0
 _LEGACY = re.compile(r"[!-~]{8,}")
 _PERSONAL = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")  # a JSON web token
 _AWAY = {429, 500, 502, 503, 504}  # 500: its SQLite file was locked too long, among others
-_ANNOTATIONS = "id,meta,updated_at,annotations,result,completed_by,was_cancelled,lead_time"
+_ANNOTATION = ("id", "updated_at", "result", "completed_by", "was_cancelled", "lead_time")
+
+T = TypeVar("T")
 
 
 class AwayError(FastbadgeError):
     """The server did not answer, or said that it cannot at the moment."""
 
 
-class GoneError(ProjectError):
+class RefusedError(ProjectError):
+    """The server does not do what it was asked for."""
+
+
+class GoneError(RefusedError):
     """What was asked for is not there any more."""
 
 
@@ -93,8 +102,7 @@ class Server:
         if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
             raise InputError(f"{url!r} is no address; expected such as http://localhost:8080")
         personal = _PERSONAL.fullmatch(token)
-        refresh = f"{self.url}/api/token/refresh/"
-        auth = _Personal(token, refresh) if personal else _Legacy(token)
+        auth = _Personal(token, self.url) if personal else _Legacy(token)
         self._client = httpx.Client(
             base_url=self.url, auth=auth, timeout=_TIMEOUT_SECONDS, transport=transport
         )
@@ -110,21 +118,24 @@ class Server:
             AwayError: nothing answers.
             ProjectError: another server or version, or a token that is refused.
         """
-        found = self._call("GET", "/api/version/")
-        release = found.get("release") if isinstance(found, dict) else None
-        numbers = re.match(r"(\d+)\.(\d+)", str(release))
-        if numbers is None:
-            raise ProjectError(f"{self.url} is no Label Studio; pass the address of its page")
-        if tuple(map(int, numbers.groups())) < OLDEST:
+        try:
+            release = self._call("GET", "/api/version/", lambda found: str(found["release"]))
+            email = self._call("GET", "/api/current-user/whoami", lambda user: str(user["email"]))
+        except RefusedError as error:
+            raise ProjectError(f"{error}; {_ADVICE}") from error
+        numbers = re.match(r"(\d{1,9})\.(\d{1,9})", release)
+        if numbers is None or tuple(map(int, numbers.groups())) < OLDEST:
             raise ProjectError(
-                f"{self.url} is Label Studio {release}; expected {'.'.join(map(str, OLDEST))} "
-                "or newer"
+                f"{self.url} is Label Studio {_line(release)}; expected "
+                f"{'.'.join(map(str, OLDEST))} or newer"
             )
-        return str(self._call("GET", "/api/current-user/whoami")["email"])
+        return email
 
     def emails(self) -> dict[int, str]:
         """E-mail addresses of its users, by id."""
-        return {user["id"]: user["email"] for user in self._call("GET", "/api/users/")}
+        return self._call(
+            "GET", "/api/users/", lambda users: {user["id"]: str(user["email"]) for user in users}
+        )
 
     def make_project(self, title: str, description: str, view: str, overlap: int) -> Place:
         """Make a project; a skipped task is not shown to others, as "cannot tell" is here."""
@@ -138,7 +149,7 @@ class Server:
             "enable_empty_annotation": False,
             "show_collab_predictions": False,
         }
-        return _place(self._call("POST", "/api/projects/", json=settings))
+        return self._call("POST", "/api/projects/", _place, json=settings)
 
     def project(self, id: int) -> Place:
         """A project.
@@ -146,28 +157,28 @@ class Server:
         Raises:
             GoneError: it was deleted, or is not for this user.
         """
-        return _place(self._call("GET", f"/api/projects/{id}/"))
+        return self._call("GET", f"/api/projects/{id}/", _place)
 
     def find_project(self, marker: str) -> Place | None:
         """The project whose description holds the marker."""
         page = 1
         while True:
             query = {"page": page, "page_size": 100, "include": "id,description"}
-            found = self._call("GET", "/api/projects/", params=query)
-            for project in found["results"]:
-                if marker in (project["description"] or ""):
-                    return self.project(project["id"])
-            if not found["next"]:
+            described, more = self._call("GET", "/api/projects/", _described, params=query)
+            for id, description in described.items():
+                if marker in description:
+                    return self.project(id)
+            if not more:
                 return None
             page += 1
 
     def change_project(self, id: int, changes: Mapping[str, Any]) -> None:
         """Change settings of a project, such as its labelling view."""
-        self._call("PATCH", f"/api/projects/{id}/", json=dict(changes))
+        self._call("PATCH", f"/api/projects/{id}/", _nothing, json=dict(changes))
 
     def tasks(self, project: int) -> Iterator[dict[str, Any]]:
         """`id` and `meta` of all tasks."""
-        return self._tasks(project, {"include": "id,meta"}, [])
+        return self._tasks(project, {"include": "id,meta"}, [], _task)
 
     def changed_tasks(self, project: int, since: str | None) -> Iterator[dict[str, Any]]:
         """Tasks with their annotations, of all or of those that changed after a time of its own.
@@ -175,10 +186,15 @@ class Server:
         An annotation made, changed or deleted changes its task; `updated_at` is such a time.
         """
         filters = [] if since is None else [_filter("updated_at", "Datetime", since)]
-        return self._tasks(project, {"fields": "all", "include": _ANNOTATIONS}, filters)
+        names = ",".join(dict.fromkeys(["id", "meta", "annotations", *_ANNOTATION]))
+        return self._tasks(project, {"fields": "all", "include": names}, filters, _annotated)
 
     def _tasks(
-        self, project: int, query: Mapping[str, str], filters: Sequence[Mapping[str, Any]]
+        self,
+        project: int,
+        query: Mapping[str, str],
+        filters: Sequence[Mapping[str, Any]],
+        read: Callable[[Any], dict[str, Any]],
     ) -> Iterator[dict[str, Any]]:
         last = 0  # by ids, not by pages: those shift under a reader when a task is deleted
         while True:
@@ -188,7 +204,12 @@ class Server:
                 "ordering": ["tasks:id"],
             }
             params = {"project": project, "page_size": _PAGE, "query": json.dumps(chosen), **query}
-            page = self._call("GET", "/api/tasks/", params=params)["tasks"]
+            page = self._call(
+                "GET",
+                "/api/tasks/",
+                lambda found: [read(task) for task in found["tasks"]],
+                params=params,
+            )
             yield from page
             if len(page) < _PAGE:
                 return
@@ -196,13 +217,24 @@ class Server:
 
     def add_tasks(self, project: int, tasks: Sequence[Mapping[str, Any]]) -> None:
         """Add tasks, all or none."""
-        self._call("POST", f"/api/projects/{project}/import", json=list(tasks))
+        self._call("POST", f"/api/projects/{project}/import", _nothing, json=list(tasks))
+
+    def delete_task(self, id: int) -> None:
+        """Delete a task, if it is there."""
+        with suppress(GoneError):
+            self._call("DELETE", f"/api/tasks/{id}/", _nothing)
 
     def add_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> int:
         """Have an address called when annotations change; the id of that order."""
-        for old in self._call("GET", "/api/webhooks/", params={"project": project}):
-            if old["url"] == url:  # of a loop that was killed
-                self.remove_webhook(old["id"])
+        orders = self._call(
+            "GET",
+            "/api/webhooks/",
+            lambda found: {int(order["id"]): order["url"] for order in found},
+            params={"project": project},
+        )
+        for id, there in orders.items():
+            if there == url:  # of a loop that was killed
+                self.remove_webhook(id)
         order = {
             "project": project,
             "url": url,
@@ -216,40 +248,51 @@ class Server:
                 "ANNOTATIONS_DELETED",
             ],
         }
-        return int(self._call("POST", "/api/webhooks/", json=order)["id"])
+        return self._call("POST", "/api/webhooks/", lambda made: int(made["id"]), json=order)
 
     def remove_webhook(self, id: int) -> None:
         """Take such an order back."""
-        self._call("DELETE", f"/api/webhooks/{id}/")
+        self._call("DELETE", f"/api/webhooks/{id}/", _nothing)
 
-    def _call(self, method: str, path: str, **content: Any) -> Any:
+    def _call(self, method: str, path: str, read: Callable[[Any], T], **content: Any) -> T:
         try:
             response = self._client.request(method, path, **content)
         except httpx.RequestError as error:
             raise AwayError(f"{self.url} does not answer ({_line(str(error))})") from error
-        status, detail = response.status_code, _detail(response)
-        if status in _AWAY:
-            raise AwayError(f"{self.url} cannot answer at the moment ({status} {detail})")
-        if status in (401, 403):
-            raise ProjectError(
-                f"{self.url} refuses the token ({detail}); make another in Account & Settings there"
-            )
-        if response.is_redirect:
-            raise ProjectError(
-                f"{self.url} leads to {response.headers['location']}; pass the address of its page"
-            )
-        if status == 404:
-            raise GoneError(f"{self.url} has no {path} ({detail})")
-        if response.is_error:
-            raise ProjectError(f"{self.url} refuses {method} {path} ({status} {detail})")
-        if status == 204:
-            return None
-        try:
-            return response.json()
-        except ValueError as error:
-            raise ProjectError(
-                f"{self.url} is no Label Studio; pass the address of its page"
-            ) from error
+        return _read(self.url, response, read)
+
+
+def _read(
+    url: str,
+    response: httpx.Response,
+    read: Callable[[Any], T],
+    refused: Sequence[int] = (401, 403),
+) -> T:
+    """What `read` finds in an answer; an error of one line where it is none of a Label Studio."""
+    method, path = response.request.method, response.request.url.path
+    status, detail = response.status_code, _detail(response)
+    if status in _AWAY:
+        raise AwayError(f"{url} cannot answer at the moment ({status} {detail})")
+    if status in refused:
+        raise ProjectError(
+            f"{url} refuses the token ({detail}); make another in Account & Settings there"
+        )
+    if response.is_redirect:
+        to = _line(response.headers.get("location", "nowhere"))
+        raise ProjectError(f"{url} leads to {to}; {_ADVICE}")
+    if status == 404:
+        raise GoneError(f"{url} has no {path} ({detail})")
+    if response.is_error:
+        raise RefusedError(f"{url} refuses {method} {path} ({status} {detail})")
+    got = _line(response.headers.get("content-type", "nothing"))
+    try:
+        found = None if status == 204 else response.json()
+        got = "other JSON than expected"
+        return read(found)
+    except Exception as error:  # whatever reading a thing of another form ends in
+        raise ProjectError(
+            f"{url} is no Label Studio (it answers {method} {path} with {got}); {_ADVICE}"
+        ) from error
 
 
 class _Legacy(httpx.Auth):
@@ -268,25 +311,23 @@ class _Personal(httpx.Auth):
 
     requires_response_body = True
 
-    def __init__(self, token: str, refresh_url: str) -> None:
-        self._token, self._refresh_url, self._access = token, refresh_url, ""
+    def __init__(self, token: str, url: str) -> None:
+        self._token, self._url, self._access = token, url, ""
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         if self._access:
             request.headers["Authorization"] = f"Bearer {self._access}"
             if (yield request).status_code != 401:
                 return
-        answer = yield httpx.Request("POST", self._refresh_url, json={"refresh": self._token})
-        if answer.status_code in (400, 401, 403):
-            raise ProjectError(
-                f"{self._refresh_url} refuses the token ({_detail(answer)}); make another in "
-                "Account & Settings there"
+        refresh = httpx.Request(
+            "POST", f"{self._url}/api/token/refresh/", json={"refresh": self._token}
+        )
+        try:
+            self._access = _read(
+                self._url, (yield refresh), lambda found: str(found["access"]), (400, 401, 403)
             )
-        if answer.is_error:
-            raise AwayError(
-                f"{self._refresh_url} cannot answer at the moment ({answer.status_code})"
-            )
-        self._access = str(answer.json()["access"])
+        except RefusedError as error:  # no GoneError: nothing was deleted
+            raise ProjectError(f"{error}; {_ADVICE}") from error
         request.headers["Authorization"] = f"Bearer {self._access}"
         yield request
 
@@ -296,7 +337,26 @@ def _filter(column: str, kind: str, than: int | str) -> dict[str, Any]:
 
 
 def _place(project: Mapping[str, Any]) -> Place:
-    return Place(project["id"], project["created_at"], project["label_config"])
+    return Place(int(project["id"]), str(project["created_at"]), str(project["label_config"]))
+
+
+def _described(found: Mapping[str, Any]) -> tuple[dict[int, str], bool]:
+    """Descriptions of a page of projects by id, and whether there are more pages."""
+    described = {int(each["id"]): each["description"] or "" for each in found["results"]}
+    return described, bool(found["next"])
+
+
+def _task(task: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": int(task["id"]), "meta": task["meta"]}
+
+
+def _annotated(task: Mapping[str, Any]) -> dict[str, Any]:
+    made = [{name: each[name] for name in _ANNOTATION} for each in task["annotations"]]
+    return _task(task) | {"updated_at": str(task["updated_at"]), "annotations": made}
+
+
+def _nothing(found: object) -> None:
+    pass
 
 
 def _detail(response: httpx.Response) -> str:
@@ -306,7 +366,7 @@ def _detail(response: httpx.Response) -> str:
     try:
         said = response.json()
         text = str(said.get("validation_errors") or said["detail"])
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, RecursionError):
         text = response.reason_phrase
     return _line(text)
 
