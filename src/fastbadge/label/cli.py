@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import uuid4
 
 from cyclopts import App, Parameter
@@ -28,21 +29,21 @@ def init(
     *,
     classes: str = "",
     project: Path | None = None,
-    text_column: str = "text",
+    text_column: str | None = None,
     features: str | None = None,
     encoder: str | None = None,
     labels: Annotated[Path | None, Parameter(name="--import")] = None,
-    strategy: str = "badge",
-    batch: int = 20,
-    validation: float = 0.15,
-    overlap: int = 1,
-    hidden: int = 128,
-    seed: int = 0,
+    strategy: str | None = None,
+    batch: int | None = None,
+    validation: float | None = None,
+    overlap: int | None = None,
+    hidden: int | None = None,
+    seed: int | None = None,
 ) -> None:
     """Make a project of a folder of images, a table of texts or rows of features.
 
-    Called again with the same settings, it adds what is new in the source, tells what has gone,
-    and leaves all labels as they are.
+    Called again, it adds what is new in the source, tells what has gone, and leaves all labels as
+    they are. Settings that are not passed are those of the first call; others are refused.
 
     Args:
         source: A folder of images (and folders in it), a .csv or .jsonl, or an .npy file.
@@ -68,30 +69,37 @@ def init(
     """
     from fastbadge.label.exchange import import_labels
     from fastbadge.label.initialise import init_project
-    from fastbadge.label.project import Config, read_status
+    from fastbadge.label.project import Config, read_config, read_status
     from fastbadge.label.rounds import check_strategy
+    from fastbadge.label.schema import FILE_NAME
     from fastbadge.label.sources import kind_of
 
     if labels is not None and not labels.is_file():  # before features are made, for hours maybe
         raise InputError(f"--import {labels} is not there or is not a file; check the path")
     if features and encoder:
         raise InputError(f"got --features {features} and --encoder {encoder}; pass one of them")
-    check_strategy(strategy)
+    if strategy is not None:
+        check_strategy(strategy)
     kind = kind_of(source)
     names = [name.strip() for name in classes.split(",") if name.strip()]
     directory = project or Path("labels", source.resolve().stem)
-    config = Config(
-        kind=kind,
-        source=str(source.resolve()),
-        text_column=text_column if kind == "texts" else "",
-        features=_features(kind, encoder or features),
-        strategy=strategy,
-        batch=batch,
-        share=validation,
-        overlap=overlap,
-        hidden=hidden,
-        seed=seed,
-    )
+    settings = {
+        "text_column": text_column if kind == "texts" else None,
+        "features": _features(kind, encoder or features),
+        "strategy": strategy,
+        "batch": batch,
+        "share": validation,
+        "overlap": overlap,
+        "hidden": hidden,
+        "seed": seed,
+    }
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    given |= {"kind": kind, "source": str(source.resolve())}
+    if (directory / FILE_NAME).exists():
+        config = replace(read_config(directory), **given)
+    else:
+        own = {"features": _FEATURES[kind][0], "text_column": "text" if kind == "texts" else ""}
+        config = Config(**own | given)
     report = init_project(directory, config, names, progress=True)
     print(f"{directory}: {report.added:,} items added, {read_status(directory).items:,} in all")
     if report.repeated:
@@ -355,13 +363,15 @@ def audit(project: Path, /, *, most: Annotated[int, Parameter(name=["--most", "-
     )
 
 
-def _features(kind: str, given: str | None) -> str:
-    """What makes the features of items of this kind."""
-    own = {"images": ("hog+colour", "hog", "pixels"), "texts": ("tfidf",), "features": ("given",)}[
-        kind
-    ]
+# What makes features without more than the package; the default first.
+_FEATURES = {"images": ("hog+colour", "hog", "pixels"), "texts": ("tfidf",), "features": ("given",)}
+
+
+def _features(kind: str, given: str | None) -> str | None:
+    """What is to make the features of items of this kind, if it was told."""
     if given is None:
-        return own[0]
+        return None
+    own = _FEATURES[kind]
     if kind != "features" and given.endswith(".npy"):
         return str(Path(given).resolve())
     if given not in own and (kind == "features" or ":" not in given):
