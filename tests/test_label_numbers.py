@@ -143,6 +143,26 @@ def test_numbers_of_a_hand_made_project():
         "Accuracy 87.5 %, between 73.9 and 94.5 % (95 %, 40 validation labels). "
         "Too early to say what further labels bring."
     )
+    done = replace(now, answered_N=np.ones(N, dtype=bool))
+    assert compute_numbers(done, [model_of(guess_N, now.reserved_N)]).words == (
+        numbers.words.removesuffix("Too early to say what further labels bring.")
+        + "Nothing is left to label."
+    )
+
+
+def test_no_more_labels_are_promised_than_there_are_items():
+    N, rng = 1000, np.random.default_rng(0)
+    now = snapshot(np.ones(N, dtype=np.int64), rng.random(N), np.ones(N, dtype=bool))
+    models = [
+        model_of(np.where(rng.random(N) < 1 / labels**0.5, 2, 1), now.reserved_N, labels=labels)
+        for labels in range(50, 500, 50)
+    ]
+    for left, promised in [(700, 100), (37, 37)]:
+        part = replace(now, answered_N=np.arange(N) >= left)
+        assert compute_numbers(part, models).forecast.labels == promised
+    part = replace(now, answered_N=np.ones(N, dtype=bool))
+    assert compute_numbers(part, models).forecast is None
+    assert compute_numbers(part, models).words.endswith("Nothing is left to label.")
 
 
 def test_ten_thousand_classes_take_no_matrix():
@@ -160,10 +180,17 @@ def test_too_small_a_slice_gives_words_and_no_number():
     numbers = compute_numbers(now, [model_of(np.ones(400, dtype=np.int64), now.reserved_N)])
     assert numbers.accuracy is None and numbers.curve == [] and numbers.recall["a"] is None
     assert numbers.words.startswith("Too early for an accuracy: 29 of the 30 validation labels")
-    assert "No model yet" in compute_numbers(now, []).words
+    assert compute_numbers(now, []).words == (
+        "No model yet: it takes labels of two classes, then the next batch."
+    )
+    two = replace(now, class_N=np.where(np.arange(400) % 2, 1, 2))
+    assert compute_numbers(two, []).words == "No model yet: it comes with the next batch."
     few = replace(now, reserved_N=np.arange(400) < LEAST_SLICE - 1)  # there will never be more
     numbers = compute_numbers(few, [model_of(np.ones(400, dtype=np.int64), few.reserved_N)])
-    assert numbers.words == "No accuracy: 29 of the items here are for validation, and it takes 30."
+    assert numbers.words == (
+        "No accuracy: 29 of the items here are for validation, and it takes 30; a new project with "
+        "a larger --validation has more."
+    )
 
 
 def test_items_that_came_after_a_model_do_not_count_for_it():

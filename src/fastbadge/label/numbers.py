@@ -39,13 +39,14 @@ from scipy.special import ndtri
 
 from fastbadge.errors import InputError
 from fastbadge.label.project import ModelState, Snapshot, read_models, take_snapshot
-from fastbadge.label.rounds import measured_mask, slice_mask
+from fastbadge.label.rounds import measured_mask, slice_mask, training_rows
 
 # Below these no number is shown: with 30 the interval is 20 points wide, with 5 in a class 60.
 LEAST_SLICE = 30
 LEAST_OF_CLASS = 5
 
-# A forecast wants so many rounds; it is worth while if it brings a point of accuracy.
+# A forecast wants so many rounds; so many labels are worth while if they bring a point of accuracy.
+_MORE = 100
 _LEAST_ROUNDS = 5
 _WORTH = 0.01
 _RESAMPLES = 500
@@ -138,7 +139,7 @@ def forecast(
     wrong_R: NDArray[np.int64],
     total: int,
     *,
-    more: int = 100,
+    more: int = _MORE,
     share: float = 0.15,
     seed: int = 0,
 ) -> Forecast | None:
@@ -159,11 +160,12 @@ def forecast(
         seed: of the bootstrap.
 
     Returns:
-        None with fewer than five rounds of different sizes or a slice that is too small.
+        None with fewer than five rounds of different sizes, a slice that is too small, or nothing
+        more to label.
     """
     late_R = 4 * label_R >= label_R.max(initial=0)
     label_R, wrong_R = label_R[late_R], wrong_R[late_R]
-    if len(np.unique(label_R)) < _LEAST_ROUNDS or total < LEAST_SLICE:
+    if len(np.unique(label_R)) < _LEAST_ROUNDS or total < LEAST_SLICE or not more:
         return None
     now = float(label_R[-1])
     power_BR = (label_R / now) ** -_EXPONENTS[:, None]  # the curve is c + a (n / now)^-b
@@ -211,15 +213,18 @@ def compute_numbers(snapshot: Snapshot, models: Sequence[ModelState]) -> Numbers
     ]
     accuracy = curve[-1][1] if curve and seen_M.sum() >= LEAST_SLICE else None
     whole_M = (guess_RM > 0).all(axis=0)
+    left = int((~snapshot.answered_N & ~snapshot.missing_N).sum())
     expected = forecast(
         np.array([model.labels for model in models]),
         (guess_RM != truth_M)[:, whole_M].sum(axis=1),
         int(whole_M.sum()),
+        more=min(_MORE, left),
         share=snapshot.config.share,
     )
     words = _too_early(snapshot, len(models), int(seen_M.sum()))
     if accuracy is not None:
-        words = f"{_accuracy_words(accuracy)} {_forecast_words(expected)}"
+        further = _forecast_words(expected) if left else "Nothing is left to label."
+        words = f"{_accuracy_words(accuracy)} {further}"
     return Numbers(
         models[-1].labels, len(truth_M), accuracy, recall, dict(confusion), curve, expected, words
     )
@@ -239,12 +244,14 @@ def _guesses(model: ModelState, mask_N: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def _too_early(snapshot: Snapshot, models: int, slice_size: int) -> str:
     if not models:
+        if len(np.unique(snapshot.class_N[training_rows(snapshot)])) > 1:
+            return "No model yet: it comes with the next batch."
         return "No model yet: it takes labels of two classes, then the next batch."
     reserve = int(measured_mask(snapshot).sum())
     if reserve < LEAST_SLICE:
         return (
             f"No accuracy: {reserve} of the items here are for validation, and it takes "
-            f"{LEAST_SLICE}."
+            f"{LEAST_SLICE}; a new project with a larger --validation has more."
         )
     return (
         f"Too early for an accuracy: {slice_size} of the {LEAST_SLICE} validation labels that it "
