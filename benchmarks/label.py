@@ -9,7 +9,7 @@ BADGE against random batches, validation labels counted for both. In each round,
 that the page would show contain the accuracy on the test set? The rounds of a project share one
 slice and are right or wrong together, so that a few seeds say little: the same models are judged
 again with other slices, drawn from the reserve. `features`: the same with BADGE on histograms of
-gradients and a linear head. `round`: training and a query of 20 from 50,000 x 768.
+gradients, with and without colours, and a linear head. `round`: training and a query of 20 from 50,000 x 768.
 `images`: `init` of 100,000 PNG files, beside reading and decoding them and nothing else, and how
 long the page of that project takes to open. `clicks`: from a click to having the next items, at the
 server of 50,000 x 768, while it trains and while it does not. `requests`: 10,000 random ones; a
@@ -39,7 +39,7 @@ from fastbadge.lab.environment import describe_environment
 from fastbadge.lab.idx import read_idx
 from fastbadge.lab.protocol import Config as LabConfig
 from fastbadge.label import clicks, project, rounds
-from fastbadge.label.features import hog
+from fastbadge.label.features import maker
 from fastbadge.label.head import Head
 from fastbadge.label.initialise import init_project
 from fastbadge.label.numbers import LEAST_SLICE, wilson
@@ -61,6 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "badge": {"strategy": "badge"},
     "random": {"strategy": "random"},
     "badge, hog": {"strategy": "badge", "features": "hog"},
+    "badge, hog+colour": {"strategy": "badge", "features": "hog+colour"},
     "badge, linear": {"strategy": "badge", "hidden": 0},
 }
 
@@ -75,9 +76,8 @@ def features_of(images: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     """What `init` makes of PNGs of these images, [N, D], without the PNGs for pixels."""
     if kind == "pixels":
         return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
-    return np.concatenate(
-        [hog([as_file(image) for image in images[i : i + 500]]) for i in range(0, len(images), 500)]
-    )
+    files = map(as_file, images)
+    return np.concatenate([maker(kind)(part) for part in iter(lambda: [*islice(files, 500)], [])])
 
 
 def as_file(image: NDArray[np.uint8]) -> bytes:
@@ -240,7 +240,7 @@ def read_images(folder: Path, data_dir: Path, count: int = 100_000) -> dict[str,
     for path in source.rglob("*.png"):
         np.asarray(Image.open(path))
     figures: dict[str, Any] = {"files": count, "decode_only_seconds": perf_counter() - start}
-    for kind in ("pixels", "hog"):
+    for kind in ("hog+colour", "hog", "pixels"):
         command = [sys.executable, "-c", _INIT, str(source), str(folder / kind), kind]
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         added, seconds, peak_mb, before_mb = map(float, answer.split())

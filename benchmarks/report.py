@@ -166,8 +166,7 @@ def labelling(record: dict[str, Any]) -> dict[str, Any]:
         "images: 100,000 files, opened and decoded and nothing else": {
             "seconds": images["decode_only_seconds"]
         },
-        "images: init with pixels": images["pixels"],
-        "images: init with histograms of gradients": images["hog"],
+        **{f"images: init with {kind}": images[kind] for kind in ("hog+colour", "hog", "pixels")},
         "page of 100,000 images": images["page"],
         "requests, 10,000 at random": {
             "5xx": sum(n for status, n in requests.items() if status.startswith("5"))
