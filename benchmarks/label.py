@@ -9,12 +9,12 @@ BADGE against random batches, validation labels counted for both. In each round,
 that the page would show contain the accuracy on the test set? The rounds of a project share one
 slice and are right or wrong together, so that a few seeds say little: the same models are judged
 again with other slices, drawn from the reserve. `features`: the same with BADGE on histograms of
-gradients, with and without colours, and a linear head. `round`: training and a query of 20 from 50,000 x 768.
-`images`: `init` of 100,000 PNG files, beside reading and decoding them and nothing else, and how
-long the page of that project takes to open. `clicks`: from a click to having the next items, at the
-server of 50,000 x 768, while it trains and while it does not. `requests`: 10,000 random ones; a
-server's error, something from outside the pool or a broken file ends the program. What is not asked
-for keeps its figures.
+gradients, with and without colours, and a linear head. `round`: training and a query of 20 from
+50,000 x 768. `images`: `init` of 100,000 PNG files, beside reading and decoding them and nothing
+else, and how long the page of that project takes to open. `clicks`: from a click to having the next
+items, at the server of 50,000 x 768, while it trains and while it does not. `requests`: 10,000
+random ones; a server's error, something from outside the pool or a broken file ends the program.
+What is not asked for keeps its figures.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         figures[name] = {
             "labels": [run["labels"] for run in sorted(mine, key=lambda run: run["seed"])],
             "covered": float(np.mean([row["inside"] for row in rows])),
-            "covered_where_shown": float(np.mean([row["inside"] for row in shown])),
+            "covered_where_shown": sum(row["inside"] for row in shown) / max(1, len(shown)),
             "rounds": len(rows),
             "rounds_shown": len(shown),
             "redrawn": {
