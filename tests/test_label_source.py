@@ -4,9 +4,12 @@ import csv
 import json
 import os
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -16,10 +19,10 @@ from fastbadge.gradients import GradientEmbedding
 from fastbadge.label import clicks, features, project, rounds
 from fastbadge.label.audit import find_doubts
 from fastbadge.label.exchange import export_folder, export_rows, import_labels
-from fastbadge.label.features import FeatureWriter, hog, maker, open_features, pixels
-from fastbadge.label.initialise import init_project
+from fastbadge.label.features import append_features, hog, maker, open_features, pixels
+from fastbadge.label.initialise import init_project, reconcile
 from fastbadge.label.numbers import read_numbers
-from fastbadge.label.project import Config, read_items, read_status, take_snapshot
+from fastbadge.label.project import Config, Found, Item, read_items, read_status, take_snapshot
 from fastbadge.label.sources import digest_of, find_images, read_image, read_texts
 
 DIGITS = load_digits()
@@ -207,6 +210,23 @@ def test_files_that_change_names_among_each_other_stay_the_items_they_are(folder
         assert (open_features(path, 7)[item.id - 1] == expected).all()
 
 
+PAIRS = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("xyz")), unique=True)
+
+
+@given(PAIRS, PAIRS)
+def test_items_are_found_where_they_were_else_where_their_content_is(before, after):
+    known = [Item(i, name, None, False, digest) for i, (name, digest) in enumerate(before, 1)]
+    there, rest = reconcile(known, [Found(digest, name) for name, digest in after])
+    assert sorted([*there.values(), *rest]) == list(range(len(after)))
+    for item in known:
+        if (item.name, item.digest) in after:
+            assert there[item.id] == after.index((item.name, item.digest))
+        elif item.id in there:
+            assert after[there[item.id]][1] == item.digest
+    old, new = (Counter(digest for _, digest in pairs) for pairs in (before, after))
+    assert len(there) == (old & new).total()  # and as many as can be
+
+
 def test_a_killed_init_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     """Killed after the features of a chunk, before its items are committed."""
     path = tmp_path / "p"
@@ -361,7 +381,7 @@ def test_rows_of_features_given_beside_images(folder, tmp_path):
 def test_features_that_are_damaged_are_told(tmp_path):
     path = digits_project(tmp_path / "d")
     with pytest.raises(ProjectError, match="have 64; expected the same source"):
-        FeatureWriter(path, 1797).append(np.zeros((1, 3), dtype=np.float32))
+        append_features(path, 1797, np.zeros((1, 3), dtype=np.float32))
     with pytest.raises(ProjectError, match=r"holds float32 \(1797, 64\) for 1798 items"):
         open_features(path, 1798)
     (path / features.FILE_NAME).write_bytes(b"nothing")

@@ -128,36 +128,26 @@ def hog(images: Sequence[bytes]) -> NDArray[np.float32]:
     return feature_BD.reshape(B, -1).astype(np.float32)
 
 
-class FeatureWriter:
-    """Appends rows to features.npy, which grows while items are added.
+def append_features(directory: Path, rows: int, feature_BD: NDArray[np.float32]) -> None:
+    """Write rows behind the first `rows`, in place of what is there, and wait for the disk.
 
-    The rows are on the disk before the items are committed, so every item has its row whenever the
-    process is killed; rows without an item are written over by the next.
+    Raises:
+        ProjectError: of another width than those.
     """
-
-    def __init__(self, directory: Path, rows: int) -> None:
-        """Start behind the first `rows`, those of the items there are."""
-        self.path, self.rows = directory / FILE_NAME, rows
-        self.width = open_features(directory, rows).shape[1] if rows else 0
-
-    def append(self, feature_BD: NDArray[np.float32]) -> None:
-        """Write rows and wait for the disk."""
-        width = feature_BD.shape[1]
-        if self.rows and width != self.width:
-            raise ProjectError(
-                f"new items have {width} features but those in {self.path} have {self.width}; "
-                "expected the same source and encoder"
-            )
-        self.width = width
-        with self.path.open("r+b" if self.rows else "wb") as file:
-            file.seek(_HEADER_BYTES + 4 * width * self.rows)
-            file.write(np.ascontiguousarray(feature_BD, dtype="<f4").tobytes())
-            file.truncate()
-            self.rows += len(feature_BD)
-            file.seek(0)
-            file.write(_header(self.rows, width))
-            file.flush()
-            os.fsync(file.fileno())
+    path, width = directory / FILE_NAME, feature_BD.shape[1]
+    if rows and width != (known := open_features(directory, rows).shape[1]):
+        raise ProjectError(
+            f"new items have {width} features but those in {path} have {known}; expected the same "
+            "source and encoder"
+        )
+    with path.open("r+b" if rows else "wb") as file:
+        file.seek(_HEADER_BYTES + 4 * width * rows)
+        file.write(np.ascontiguousarray(feature_BD, dtype="<f4").tobytes())
+        file.truncate()
+        file.seek(0)
+        file.write(_header(rows + len(feature_BD), width))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def replace_features(directory: Path, feature_ND: NDArray[np.float32]) -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastbadge.errors import InputError
 from fastbadge.files import read_array
-from fastbadge.label.project import Item, Kind, is_printable
+from fastbadge.label.project import Config, Found, Item, Kind, is_printable
 
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 # How files of images that browsers show begin, whatever their names say.
@@ -38,6 +38,54 @@ class Skipped:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one reading of a source gives.
+
+    Args:
+        found: what item it is, or would be.
+        content: of the file, or the text; None for a row of features.
+        row: of features that are given for the source.
+    """
+
+    found: Found
+    content: bytes | str | None
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source that was opened, to be read in any order.
+
+    Args:
+        unit: what it has, for messages.
+        names: of what there is to read.
+        read: reads what is at a position in names; an OSError where it cannot.
+        rows: how many rows features given for it must have.
+        skipped: what is not read, and why.
+        repeated: how many texts were left out as they are there already.
+    """
+
+    unit: str
+    names: list[str]
+    read: Callable[[int], Piece]
+    rows: int
+    skipped: list[Skipped]
+    repeated: int = 0
+
+
+def open_source(config: Config) -> Source:
+    """The source of a project.
+
+    Raises:
+        InputError: it cannot be read, or there is nothing in it.
+    """
+    path = Path(config.source)
+    if config.kind == "texts":
+        return _open_texts(path, config.text_column)
+    return _open_images(path) if config.kind == "images" else _open_rows(path)
 
 
 def kind_of(source: Path) -> Kind:
@@ -176,6 +224,45 @@ def read_features(path: Path) -> NDArray[np.float32]:
 def digest_of(content: bytes | str) -> str:
     """SHA-256, in hexadecimal."""
     return sha256(content if isinstance(content, bytes) else content.encode()).hexdigest()
+
+
+def _open_images(folder: Path) -> Source:
+    names, skipped = find_images(folder)
+    if not names:
+        raise InputError(f"{folder} has no images; expected files such as .png or .jpg")
+
+    def read(i: int) -> Piece:
+        content = (folder / names[i]).read_bytes()
+        return Piece(Found(digest_of(content), names[i]), content, i)
+
+    return Source("images", names, read, len(names), skipped)
+
+
+def _open_texts(table: Path, column: str) -> Source:
+    """All texts are held: a table that is damaged in its last row is refused before the first."""
+    number_of: dict[str, int] = {}
+    repeated = rows = 0
+    for number, text in read_texts(table, column):
+        rows = number + 1
+        repeated += number_of.setdefault(text, number) != number
+    if not number_of:
+        raise InputError(f"{table} has no text in column {column!r}")
+    texts, names = list(number_of), [str(number) for number in number_of.values()]
+
+    def read(i: int) -> Piece:
+        return Piece(Found(digest_of(texts[i]), names[i], texts[i]), texts[i], int(names[i]))
+
+    return Source("texts", names, read, rows, [], repeated)
+
+
+def _open_rows(path: Path) -> Source:
+    feature_ND = np.asarray(read_features(path))  # no memmap, of which each row is slow to make
+
+    def read(i: int) -> Piece:
+        row_D = np.asarray(feature_ND[i], dtype=np.float32)
+        return Piece(Found(digest_of(row_D.tobytes()), str(i)), None, i)
+
+    return Source("rows", list(map(str, range(len(feature_ND)))), read, len(feature_ND), [])
 
 
 def _leads_into(path: Path, root: Path) -> bool:
