@@ -94,6 +94,20 @@ def test_images_are_found_and_nothing_else(folder, tmp_path):
     assert {each.name for each in skipped} == {"out.png", "nowhere.png", "loop.png"} | unprintable
 
 
+def test_a_pipe_and_what_is_too_large_are_left_out(folder, tmp_path):
+    os.mkfifo(folder / "pipe.png")
+    (folder / "to_a_pipe.png").symlink_to(folder / "pipe.png")
+    (folder / "large.png").touch()
+    os.truncate(folder / "large.png", 6 << 30)
+    report = init_project(tmp_path / "p", config_of(folder), ["x"])
+    assert report.added == 6
+    assert [(each.name, each.reason) for each in report.skipped] == [
+        ("to_a_pipe.png", "a link that leads out of the source or nowhere"),
+        ("large.png", "it has 6,442,450,944 bytes; expected at most 1,073,741,824"),
+        ("pipe.png", "it is no file but a pipe or the like"),
+    ]
+
+
 def test_a_file_exchanged_for_another_or_a_link_to_the_outside_is_not_given(folder, tmp_path):
     path = tmp_path / "p"
     init_project(path, config_of(folder), ["x"])

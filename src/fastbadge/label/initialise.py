@@ -21,7 +21,7 @@ from fastbadge.label.project import (
     read_items,
     update_items,
 )
-from fastbadge.label.sources import Piece, Skipped, Source, open_source, read_features
+from fastbadge.label.sources import Piece, Skipped, Source, open_source, read_features, reason_of
 from fastbadge.progress import progress_bar
 
 _Make: TypeAlias = Callable[[Sequence[Piece]], NDArray[np.float32]]
@@ -188,8 +188,8 @@ def _read(source: Source, i: int, report: Report) -> Piece | None:
     """What is there; None if it cannot be read."""
     try:
         return source.read(i)
-    except OSError as error:
-        report.skipped.append(Skipped(source.names[i], error.strerror or "gone"))
+    except (OSError, InputError) as error:
+        report.skipped.append(Skipped(source.names[i], reason_of(error)))
         return None
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,6 +31,7 @@ _SIGNATURES = {
 }
 _TABLES = (".csv", ".jsonl")
 _LONGEST_TEXT = 1 << 20
+_LARGEST_FILE = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class Source:
     Args:
         unit: what it has, for messages.
         names: of what there is to read.
-        read: reads what is at a position in names; an OSError where it cannot.
+        read: reads what is at a position in names; an OSError where it cannot, an InputError
+            where that is nothing to read.
         rows: how many rows features given for it must have.
         skipped: what is not read, and why.
         repeated: how many texts were left out as they are there already.
@@ -148,15 +151,35 @@ def read_image(source: Path, item: Item) -> bytes:
     if not _leads_into(path, source.resolve()):
         raise InputError(f"{item.name} is no longer in {source}; bring it back or run init again")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{item.name} cannot be read: {error.strerror}") from error
+        content = read_file(path)
+    except (OSError, InputError) as error:
+        raise InputError(f"{item.name} cannot be read: {reason_of(error)}") from error
     if digest_of(content) != item.digest:
         raise InputError(
             f"{item.name} is another file than when it was read; run init again, for which it is "
             "another item"
         )
     return content
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file.
+
+    Raises:
+        InputError: a pipe, which might never end, or the like; or too large for an image.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("it is no file but a pipe or the like")
+    if status.st_size > _LARGEST_FILE:
+        raise InputError(f"it has {status.st_size:,} bytes; expected at most {_LARGEST_FILE:,}")
+    return path.read_bytes()
+
+
+def reason_of(error: OSError | InputError) -> str:
+    """Why something cannot be read, without its name."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def type_of_image(content: bytes) -> str | None:
@@ -232,7 +255,7 @@ def _open_images(folder: Path) -> Source:
         raise InputError(f"{folder} has no images; expected files such as .png or .jpg")
 
     def read(i: int) -> Piece:
-        content = (folder / names[i]).read_bytes()
+        content = read_file(folder / names[i])
         return Piece(Found(digest_of(content), names[i]), content, i)
 
     return Source("images", names, read, len(names), skipped)
