@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from fastbadge.cli import main
 from fastbadge.errors import InputError, ProjectError
 from fastbadge.gradients import GradientEmbedding
-from fastbadge.label import clicks, features, project, rounds
+from fastbadge.label import clicks, features, project, rounds, sources
 from fastbadge.label.audit import find_doubts
 from fastbadge.label.exchange import export_folder, export_rows, import_labels
 from fastbadge.label.features import append_features, hog, maker, open_features, pixels
@@ -192,6 +192,32 @@ def test_init_again_adds_what_is_new_and_tells_what_has_gone(folder, tmp_path):
     write_png(folder / "a" / "3.png", 3)
     assert init_project(path, config_of(folder), ["x"]).back == 1
     assert len(open_features(path, 8)) == 8
+
+
+def test_what_cannot_be_read_for_a_moment_has_not_gone(folder, tmp_path, monkeypatch):
+    write_png(folder / "a.png", 9)
+    init_project(tmp_path / "p", config_of(folder), ["x"])
+    (folder / "b" / "2.png").unlink()
+
+    def refused(real, name):
+        def call(path):
+            if os.fspath(path).endswith(name):
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return real(path)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refused(os.scandir, "/a"))
+    monkeypatch.setattr("fastbadge.label.sources.read_file", refused(sources.read_file, "4.png"))
+    report = init_project(tmp_path / "p", config_of(folder), ["x"])
+    assert [(each.name, each.reason) for each in report.skipped] == [
+        ("a/", "Permission denied"),
+        ("b/4.png", "Permission denied"),
+    ]
+    assert report.missing == ["b/2.png"] and report.back == 0
+    monkeypatch.setattr(os, "scandir", refused(os.scandir, "images"))
+    with pytest.raises(InputError, match="images cannot be read: Permission denied"):
+        init_project(tmp_path / "p", config_of(folder), ["x"])
 
 
 def test_each_item_has_its_own_features_however_it_came_in(folder, tmp_path):

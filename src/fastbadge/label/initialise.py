@@ -107,7 +107,12 @@ def init_project(
         for item in known
         if item.id in there and found[there[item.id]].name != item.name
     }
-    gone = [item for item in known if item.id not in there and not item.missing]
+    unread = tuple(f"{each.name.rstrip('/')}/" for each in report.skipped if each.unread)
+    gone = [
+        item
+        for item in known
+        if not (item.id in there or item.missing or f"{item.name}/".startswith(unread))
+    ]
     back = [item.id for item in known if item.id in there and item.missing]
     update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
     report.moved, report.back = len(renamed), len(back)
@@ -189,7 +194,8 @@ def _read(source: Source, i: int, report: Report) -> Piece | None:
     try:
         return source.read(i)
     except (OSError, InputError) as error:
-        report.skipped.append(Skipped(source.names[i], reason_of(error)))
+        unread = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        report.skipped.append(Skipped(source.names[i], reason_of(error), unread))
         return None
 
 

@@ -36,10 +36,17 @@ _LARGEST_FILE = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something in a source that is not an item, and why, in a few words."""
+    """Something in a source that is not an item, and why, in a few words.
+
+    Args:
+        name: as of an item; of a folder with a slash behind it.
+        reason: see above.
+        unread: whether items may be there for all we know.
+    """
 
     name: str
     reason: str
+    unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +125,24 @@ def find_images(folder: Path) -> tuple[list[str], list[Skipped]]:
     A name is the path below the folder, with forward slashes. Hidden files and files without the
     suffix of an image are passed by; links to folders are not followed, links to files only where
     they lead into the folder.
+
+    Raises:
+        InputError: the folder cannot be read; of one in it, that is left out.
     """
     root = folder.resolve()
     names: list[str] = []
     skipped: list[Skipped] = []
-    for path, folders, files in os.walk(root):
+
+    def left_out(error: OSError) -> None:
+        path = Path(os.fsdecode(error.filename))
+        if path == root:
+            raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+        if not isinstance(error, FileNotFoundError):
+            name = path.relative_to(root).as_posix()
+            shown = name if is_printable(name) else ascii(name)
+            skipped.append(Skipped(f"{shown}/", error.strerror or "", unread=True))
+
+    for path, folders, files in os.walk(root, onerror=left_out):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             if file.startswith(".") or Path(file).suffix.lower() not in _IMAGES:
