@@ -58,6 +58,13 @@ def digits_project(directory, **changes):
     return path
 
 
+def raising(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
 def annotate(path, truth=DIGITS.target):
     """Answer all that waits; ids of what was answered."""
     answered = []
@@ -290,6 +297,50 @@ def test_a_killed_init_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
         assert (test[item.id - 1] == pixels([(folder / item.name).read_bytes()])[0]).all()
 
 
+def test_what_a_killed_init_has_written_without_an_item_goes(folder, tmp_path, monkeypatch):
+    path = tmp_path / "p"
+    init_project(path, config_of(folder), ["x"])
+    write_png(folder / "0.png", 40)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("fastbadge.label.initialise.add_items", raising(KeyboardInterrupt))
+        init_project(path, config_of(folder), ["x"])
+    assert len(np.load(path / "features.npy")) == 7
+    before = np.array(open_features(path, 6))
+    (folder / "0.png").unlink()
+    assert init_project(path, config_of(folder), ["x"]).added == 0
+    assert (np.load(path / "features.npy") == before).all()
+
+
+def test_a_second_init_is_refused_while_clicks_go_on(folder, tmp_path, monkeypatch):
+    """An image comes and another goes while the first is at work: then a second used to cut off
+    the features that the first had written."""
+    path, answered = tmp_path / "p", []
+    init_project(path, config_of(folder), ["x"])
+    rounds.advance(path)
+    write_png(folder / "0.png", 40)
+    monkeypatch.setattr("fastbadge.label.initialise._CHUNK", 1)
+
+    def slow(images):
+        if not answered:
+            (item,) = clicks.next_items(path, "ann")
+            answered.append(clicks.record_label(path, item.id, 1, "ann", request="1").item)
+            (folder / "0.png").unlink()
+            write_png(folder / "1.png", 41)
+            with pytest.raises(ProjectError, match=f"another label init is reading into {path}; w"):
+                init_project(path, config_of(folder), ["x"])
+        return pixels(images)
+
+    monkeypatch.setitem(features._MAKERS, "pixels", slow)
+    report = init_project(path, config_of(folder), ["x"])
+    assert report.added == 1 and export_rows(path)[0]["item"] == answered[0]
+    init_project(path, config_of(folder), ["x"])
+    assert len(np.load(path / "features.npy")) == project.count_items(path) == 8
+    for item in read_items(path):
+        if not item.missing:
+            expected = pixels([(folder / item.name).read_bytes()])[0]
+            assert (open_features(path, 8)[item.id - 1] == expected).all()
+
+
 def test_texts_are_items_by_their_text(tmp_path):
     table, path = tmp_path / "t.csv", tmp_path / "p"
     texts = [f"{'good fine' if i % 2 else 'bad awful'} number {i}" for i in range(30)]
@@ -422,7 +473,7 @@ def test_features_that_are_damaged_are_told(tmp_path):
     path = digits_project(tmp_path / "d")
     with pytest.raises(ProjectError, match="have 64; expected the same source"):
         append_features(path, 1797, np.zeros((1, 3), dtype=np.float32))
-    with pytest.raises(ProjectError, match=r"holds float32 \(1797, 64\) for 1798 items"):
+    with pytest.raises(ProjectError, match="has 1797 rows for 1798 items"):
         open_features(path, 1798)
     (path / features.FILE_NAME).write_bytes(b"nothing")
     with pytest.raises(ProjectError, match="cannot be read: restore it, or"):

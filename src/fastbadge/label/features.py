@@ -128,8 +128,23 @@ def hog(images: Sequence[bytes]) -> NDArray[np.float32]:
     return feature_BD.reshape(B, -1).astype(np.float32)
 
 
+def keep_features(directory: Path, rows: int) -> int:
+    """Cut off what a killed call has left behind the first `rows`; how many of these there are."""
+    try:
+        feature_ND = _open(directory)
+    except ProjectError:
+        return 0
+    if len(feature_ND) > rows > 0:
+        width = feature_ND.shape[1]
+        with (directory / FILE_NAME).open("r+b") as file:
+            file.write(_header(rows, width))  # before the cut: who reads meanwhile finds all rows
+            file.flush()
+            file.truncate(_HEADER_BYTES + 4 * width * rows)
+    return min(len(feature_ND), rows)
+
+
 def append_features(directory: Path, rows: int, feature_BD: NDArray[np.float32]) -> None:
-    """Write rows behind the first `rows`, in place of what is there, and wait for the disk.
+    """Write more rows behind those there are, and wait for the disk.
 
     Raises:
         ProjectError: of another width than those.
@@ -143,7 +158,6 @@ def append_features(directory: Path, rows: int, feature_BD: NDArray[np.float32])
     with path.open("r+b" if rows else "wb") as file:
         file.seek(_HEADER_BYTES + 4 * width * rows)
         file.write(np.ascontiguousarray(feature_BD, dtype="<f4").tobytes())
-        file.truncate()
         file.seek(0)
         file.write(_header(rows + len(feature_BD), width))
         file.flush()
@@ -152,7 +166,7 @@ def append_features(directory: Path, rows: int, feature_BD: NDArray[np.float32])
 
 def replace_features(directory: Path, feature_ND: NDArray[np.float32]) -> None:
     """Write all rows anew; others see the old ones until the new ones are whole."""
-    draft = directory / f".{FILE_NAME}.{os.getpid()}.draft"
+    draft = directory / f".{FILE_NAME}.draft"  # one name: what a killed call has left is used again
     try:
         with draft.open("wb") as file:
             file.write(_header(*feature_ND.shape))
@@ -170,15 +184,23 @@ def open_features(directory: Path, rows: int) -> NDArray[np.float32]:
     Raises:
         ProjectError: they are not there, or not all.
     """
+    array = _open(directory)
+    if len(array) < rows:
+        raise ProjectError(
+            f"{directory / FILE_NAME} has {len(array)} rows for {rows} items: {_ADVICE}"
+        )
+    return array[:rows]
+
+
+def _open(directory: Path) -> NDArray[np.float32]:
     path = directory / FILE_NAME
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ProjectError(f"{path} cannot be read: {_ADVICE}") from error
-    if array.ndim != 2 or array.dtype != np.float32 or len(array) < rows:
-        raise ProjectError(f"{path} holds {array.dtype} {array.shape} for {rows} items: {_ADVICE}")
-    first: NDArray[np.float32] = array[:rows]
-    return first
+    if array.ndim != 2 or array.dtype != np.float32:
+        raise ProjectError(f"{path} holds {array.dtype} {array.shape}: {_ADVICE}")
+    return array
 
 
 @contextmanager

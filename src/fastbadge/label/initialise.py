@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -10,18 +11,20 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbadge.errors import InputError
-from fastbadge.label.features import append_features, maker, replace_features, tfidf
+from fastbadge.errors import InputError, ProjectError
+from fastbadge.label.features import append_features, keep_features, maker, replace_features, tfidf
 from fastbadge.label.project import (
     Config,
     Found,
     Item,
     add_items,
     create_project,
+    make_directory,
     read_items,
     update_items,
 )
 from fastbadge.label.sources import Piece, Skipped, Source, open_source, read_features, reason_of
+from fastbadge.lock import held
 from fastbadge.progress import progress_bar
 
 _Make: TypeAlias = Callable[[Sequence[Piece]], NDArray[np.float32]]
@@ -69,12 +72,38 @@ def init_project(
 
     Raises:
         InputError: a source that cannot be read, or that has nothing to label.
-        ProjectError: another project in the directory.
+        ProjectError: another project in the directory, or another call at work on it.
     """
+    with _alone(directory):
+        return _init_project(directory, config, classes, progress)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep other calls away from the features and items; clicks and rounds go on.
+
+    A directory that was made for a call which is refused goes again.
+    """
+    made = [each for each in (directory, *directory.parents) if not each.exists()]
+    make_directory(directory)
+    taken = f"another label init is reading into {directory}; wait until it ends"
+    with held(directory, taken, ProjectError):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it is not empty
+                for each in made:
+                    each.rmdir()
+
+
+def _init_project(
+    directory: Path, config: Config, classes: Sequence[str], progress: bool | None
+) -> Report:
     source = open_source(config)
     make = None if config.features == "tfidf" else _maker(config, source)
     create_project(directory, config, classes)
     known = read_items(directory)
+    keep_features(directory, len(known))
     if config.kind == "features":
         _check_rows(known, source)
     report = Report(repeated=source.repeated, skipped=source.skipped)
@@ -153,7 +182,7 @@ class _Adder:
     """Adds what is new, some hundred at a time; without a maker, by TF-IDF, all at once.
 
     The features of an item are on the disk before it is committed, so it has them whenever the
-    process is killed; rows without an item are written over by the next.
+    process is killed.
     """
 
     def __init__(

@@ -212,12 +212,7 @@ def create_project(directory: Path, config: Config, classes: Sequence[str]) -> N
     """
     directory = Path(directory)
     names = [checked_name(name, "class") for name in classes]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ProjectError(
-            f"{directory} cannot be made a project: {error.strerror}; pass another --project"
-        ) from error
+    make_directory(directory)
     with FILE.creation(directory / FILE_NAME) as (connection, new):
         if new:
             connection.execute(
@@ -229,6 +224,16 @@ def create_project(directory: Path, config: Config, classes: Sequence[str]) -> N
             if recorded != config:
                 raise ProjectError(f"{directory} {_difference(recorded, config)}")
         _add_classes(connection, names)
+
+
+def make_directory(directory: Path) -> None:
+    """Make the directory of a project, with its parents, if it is not there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProjectError(
+            f"{directory} cannot be made a project: {error.strerror}; pass another --project"
+        ) from error
 
 
 def read_config(directory: Path) -> Config:
