@@ -177,6 +177,37 @@ def test_a_folder_of_what_is_no_image_is_refused(tmp_path):
     assert init_project(tmp_path / "p", config_of(source), ["x"]).added == 1
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refused_first_init_leaves_nothing_and_takes_nothing_away(tmp_path, there):
+    source, path = tmp_path / "images", tmp_path / "labels" / "p"
+    source.mkdir()
+    (source / "a.png").write_bytes(b"no image")
+    (tmp_path / "t.csv").write_text("text\n!!!\n...\n")
+    if there:
+        path.mkdir(parents=True)
+        (path / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for config, classes, expected in [
+        (config_of(source), ["x"], "none of the 1 images"),
+        (config_of(tmp_path / "t.csv", "texts"), ["x"], "the texts have no words"),
+        (config_of(source, features="hogg"), ["x"], "features are 'hogg'"),
+        (config_of(source), ["x", "\t"], "class is ''"),
+    ]:
+        with pytest.raises(InputError, match=expected):
+            init_project(path, config, classes)
+        assert sorted(tmp_path.rglob("*")) == before
+    write_png(source / "a.png", 1)
+    assert init_project(path, config_of(source, features="hog"), ["x"]).added == 1
+
+
+def test_a_file_of_features_that_is_no_projects_is_not_written_over(tmp_path):
+    np.save(tmp_path / "features.npy", DIGITS.data)
+    before = (tmp_path / "features.npy").read_bytes()
+    with pytest.raises(ProjectError, match=r"has no project but a features\.npy, which would be"):
+        init_project(tmp_path, config_of(tmp_path / "features.npy", "features"), ["x"])
+    assert (tmp_path / "features.npy").read_bytes() == before
+
+
 def test_init_again_adds_what_is_new_and_tells_what_has_gone(folder, tmp_path):
     path = tmp_path / "p"
     (folder / "broken.png").write_bytes(b"\x89PNG but no more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,13 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastbadge.errors import InputError, ProjectError
-from fastbadge.label.features import append_features, keep_features, maker, replace_features, tfidf
+from fastbadge.label.features import (
+    FILE_NAME,
+    append_features,
+    keep_features,
+    maker,
+    replace_features,
+    tfidf,
+)
 from fastbadge.label.project import (
     Config,
     Found,
     Item,
     add_items,
+    checked_name,
     create_project,
+    is_made,
     make_directory,
     read_items,
     update_items,
@@ -99,15 +109,25 @@ def _alone(directory: Path) -> Iterator[None]:
 def _init_project(
     directory: Path, config: Config, classes: Sequence[str], progress: bool | None
 ) -> Report:
+    for name in classes:
+        checked_name(name, "class")
     source = open_source(config)
     make = None if config.features == "tfidf" else _maker(config, source)
-    create_project(directory, config, classes)
-    known = read_items(directory)
+    create = partial(create_project, directory, config, classes)
+    known: list[Item] = []
+    if is_made(directory):
+        create()
+        known = read_items(directory)
+    elif (directory / FILE_NAME).exists():
+        raise ProjectError(
+            f"{directory} has no project but a {FILE_NAME}, which would be written over; pass "
+            "another --project"
+        )
     keep_features(directory, len(known))
     if config.kind == "features":
         _check_rows(known, source)
     report = Report(repeated=source.repeated, skipped=source.skipped)
-    adder = _Adder(directory, known, make, report)
+    adder = _Adder(directory, known, create, make, report)
     digests = {item.digest for item in known}
     positions: list[int] = []
     found: list[Found] = []
@@ -182,14 +202,21 @@ class _Adder:
     """Adds what is new, some hundred at a time; without a maker, by TF-IDF, all at once.
 
     The features of an item are on the disk before it is committed, so it has them whenever the
-    process is killed.
+    process is killed. Before the first there is no project: nothing is left of a call that finds
+    none, whose configuration may be wrong.
     """
 
     def __init__(
-        self, directory: Path, known: Sequence[Item], make: _Make | None, report: Report
+        self,
+        directory: Path,
+        known: Sequence[Item],
+        create: Callable[[], None],
+        make: _Make | None,
+        report: Report,
     ) -> None:
         """Behind the items known."""
-        self.directory, self.known, self.make, self.report = directory, known, make, report
+        self.directory, self.known, self.create = directory, known, create
+        self.make, self.report = make, report
         self.pieces: list[Piece] = []
         self.size = 0
 
@@ -203,15 +230,19 @@ class _Adder:
         if not self.pieces:
             return
         rows = len(self.known) + self.report.added
-        found = [piece.found for piece in self.pieces]
         if self.make:
             features, found, skipped = _made(self.make, self.pieces)
             self.report.skipped += skipped
-            if found:
-                append_features(self.directory, rows, np.concatenate(features))
+        else:
+            found = [piece.found for piece in self.pieces]
+            texts = [*(item.text or "" for item in self.known), *(new.text or "" for new in found)]
+            features = [tfidf(texts)]
+        if found and not rows:
+            self.create()
+        if found and self.make:
+            append_features(self.directory, rows, np.concatenate(features))
         elif found:
-            old = [item.text or "" for item in self.known]
-            replace_features(self.directory, tfidf([*old, *(new.text or "" for new in found)]))
+            replace_features(self.directory, *features)
         if found:
             add_items(self.directory, found, first=rows + 1)
         self.report.added += len(found)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fastbadge.errors import InputError, ProjectError
 from fastbadge.label.schema import FILE, FILE_NAME, connected
-from fastbadge.sqlitefile import now_utc
+from fastbadge.sqlitefile import is_empty, now_utc
 
 Kind: TypeAlias = Literal["images", "texts", "features"]
 
@@ -234,6 +234,15 @@ def make_directory(directory: Path) -> None:
         raise ProjectError(
             f"{directory} cannot be made a project: {error.strerror}; pass another --project"
         ) from error
+
+
+def is_made(directory: Path) -> bool:
+    """Whether there is a project; a process killed before its first commit leaves a file only."""
+    path = Path(directory) / FILE_NAME
+    if not path.exists():
+        return False
+    with FILE.connection(path) as connection:
+        return not is_empty(connection)
 
 
 def read_config(directory: Path) -> Config:
