@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections import Counter
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -498,6 +499,45 @@ def test_rows_of_features_given_beside_images(folder, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((5, 2)))
     with pytest.raises(InputError, match="has 5 rows for 6 images"):
         init_project(path, config_of(folder, features=spec), ["x"])
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e300])
+def test_given_features_that_are_not_finite_are_refused_with_the_item(folder, tmp_path, bad):
+    given, table = np.zeros((6, 2)), tmp_path / "t.csv"
+    given[1, 1] = bad
+    np.save(tmp_path / "x.npy", given)
+    table.write_text("text\n" + "\n".join("abcdef") + "\n")
+    spec = str(tmp_path / "x.npy")
+    for config, whose in [
+        (config_of(folder, features=spec), "row 1, that of a/3.png; expected finite"),
+        (config_of(table, "texts", features=spec), "row 1; expected finite"),
+        (config_of(spec, "features"), "row 1; expected finite"),
+    ]:
+        with pytest.raises(InputError, match=f"x.npy has NaN or inf in {whose}"):
+            init_project(tmp_path / "p", config, ["x"])
+
+
+def test_an_item_whose_encoding_is_not_finite_is_left_out(folder, tmp_path, monkeypatch):
+    """As that of a black picture by an encoder that divides by the length."""
+    Image.new("L", (8, 8)).save(folder / "black.png")
+    monkeypatch.setitem(sys.modules, "by_length", by_length := ModuleType("by_length"))
+
+    def encode(images):
+        grey_ND = np.array(
+            [np.asarray(image.convert("L")).ravel() for image in images], dtype=float
+        )
+        with np.errstate(invalid="ignore"):
+            return grey_ND / np.linalg.norm(grey_ND, axis=1, keepdims=True)
+
+    by_length.encode = encode
+    config = config_of(folder, features="by_length:encode")
+    for added in (6, 0):  # and again
+        report = init_project(tmp_path / "p", config, ["x"])
+        assert report.added == added
+        assert [(each.name, each.reason) for each in report.skipped] == [
+            ("black.png", "its features have NaN or inf")
+        ]
+    assert np.isfinite(open_features(tmp_path / "p", 6)).all()
 
 
 def test_features_that_are_damaged_are_told(tmp_path):

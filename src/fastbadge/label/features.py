@@ -128,6 +128,12 @@ def hog(images: Sequence[bytes]) -> NDArray[np.float32]:
     return feature_BD.reshape(B, -1).astype(np.float32)
 
 
+def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """The numbers, without a word where one is too large and becomes inf."""
+    with np.errstate(over="ignore"):
+        return np.asarray(array, dtype=np.float32)
+
+
 def keep_features(directory: Path, rows: int) -> int:
     """Cut off what a killed call has left behind the first `rows`; how many of these there are."""
     try:
@@ -251,7 +257,7 @@ def _encoded(encode: Callable[..., Any], contents: Sequence[Any], spec: str) -> 
             f"{spec} gave {array.dtype} {array.shape} for {len(contents)} items; expected one row "
             "of numbers each"
         )
-    return array.astype(np.float32, copy=False)
+    return as_float32(array)
 
 
 def _package(package: str, extra: str) -> Any:

@@ -16,6 +16,7 @@ from fastbadge.errors import InputError, ProjectError
 from fastbadge.label.features import (
     FILE_NAME,
     append_features,
+    as_float32,
     keep_features,
     maker,
     replace_features,
@@ -276,17 +277,13 @@ def _maker(config: Config, source: Source) -> _Make:
         raise InputError(
             f"{given} has {many} rows but the table at least {source.rows}; expected one for each"
         )
-    if config.kind == "features":
-        _check_finite(Path(given), feature_ND)
-    return lambda pieces: np.asarray(feature_ND[[piece.row for piece in pieces]], dtype=np.float32)
-
-
-def _check_finite(path: Path, feature_ND: NDArray[np.float32]) -> None:
-    for start in range(0, len(feature_ND), _CHUNK):
-        chunk_BD = np.asarray(feature_ND[start : start + _CHUNK], dtype=np.float32)
-        bad_B = ~np.isfinite(chunk_BD).all(axis=1)
-        if bad_B.any():
-            raise InputError(f"{path} has NaN or inf in row {start + int(bad_B.argmax())}")
+    for start in range(0, many, _CHUNK):
+        finite_B = np.isfinite(as_float32(feature_ND[start : start + _CHUNK])).all(axis=1)
+        if not finite_B.all():
+            row = start + int(finite_B.argmin())
+            whose = f", that of {source.names[row]}" if config.kind == "images" else ""
+            raise InputError(f"{given} has NaN or inf in row {row}{whose}; expected finite numbers")
+    return lambda pieces: as_float32(feature_ND[[piece.row for piece in pieces]])
 
 
 def _check_rows(known: Sequence[Item], source: Source) -> None:
@@ -307,12 +304,20 @@ def _check_rows(known: Sequence[Item], source: Source) -> None:
 def _made(
     make: _Make, pieces: Sequence[Piece]
 ) -> tuple[list[NDArray[np.float32]], list[Found], list[Skipped]]:
-    """Features and whose they are; item by item where one of them cannot be read."""
+    """Features and whose they are; item by item where one of them cannot be made."""
     try:
-        return [make(pieces)], [piece.found for piece in pieces], []
+        feature_BD = make(pieces)
     except InputError as error:
         if len(pieces) == 1:
             return [], [], [Skipped(pieces[0].found.name, str(error))]
+    else:
+        bad = np.flatnonzero(~np.isfinite(feature_BD).all(axis=1)).tolist()
+        skipped = [Skipped(pieces[i].found.name, "its features have NaN or inf") for i in bad]
+        return (
+            [np.delete(feature_BD, bad, axis=0)],
+            [piece.found for i, piece in enumerate(pieces) if i not in bad],
+            skipped,
+        )
     middle = len(pieces) // 2
     one, two = _made(make, pieces[:middle]), _made(make, pieces[middle:])
     return one[0] + two[0], one[1] + two[1], one[2] + two[2]
