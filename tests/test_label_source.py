@@ -547,8 +547,68 @@ def test_features_that_are_damaged_are_told(tmp_path):
     with pytest.raises(ProjectError, match="has 1797 rows for 1798 items"):
         open_features(path, 1798)
     (path / features.FILE_NAME).write_bytes(b"nothing")
-    with pytest.raises(ProjectError, match="cannot be read: restore it, or"):
+    with pytest.raises(ProjectError, match="cannot be read: run the same"):
         rounds.advance(path)
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_lost_features_are_made_again(folder, tmp_path, monkeypatch, kept):
+    """Of a folder, a table and a file of rows; all of them or the end, moved and new among them."""
+    monkeypatch.setattr("fastbadge.label.initialise._CHUNK", 2)
+    monkeypatch.setitem(sys.modules, "of_length", of_length := ModuleType("of_length"))
+    of_length.encode = lambda texts: np.array([[len(text), text.count("a")] for text in texts])
+    table = tmp_path / "t.csv"
+    texts = ["a", "ab", "aba c", "d" * 7, "e a", "f"]
+    np.save(tmp_path / "x.npy", DIGITS.data[:6])
+    np.save(tmp_path / "given.npy", given := np.arange(12.0).reshape(6, 2))
+
+    def write_table(texts):
+        table.write_text("text\n" + "\n".join(texts) + "\n")
+
+    def lose(path):
+        if kept:
+            np.save(path / "features.npy", np.load(path / "features.npy")[:kept])
+        else:
+            (path / "features.npy").unlink()
+        with pytest.raises(ProjectError, match="run the same fastbadge label init again"):
+            rounds.advance(path)
+
+    write_table(texts)
+    configs = {
+        "images": config_of(folder),
+        "given": config_of(folder, features=str(tmp_path / "given.npy")),
+        "encoded": config_of(table, "texts", features="of_length:encode"),
+        "tfidf": config_of(table, "texts"),
+        "rows": config_of(tmp_path / "x.npy", "features"),
+    }
+    before = {}
+    for name, config in configs.items():
+        init_project(tmp_path / name, config, ["x"])
+        before[name] = np.load(tmp_path / name / "features.npy")
+        lose(tmp_path / name)
+    assert (before["given"] == given).all()
+    for name, config in configs.items():
+        assert init_project(tmp_path / name, config, ["x"]).added == 0
+        assert (np.load(tmp_path / name / "features.npy") == before[name]).all()
+        lose(tmp_path / name)
+
+    write_table(["new", *texts[2:]])  # the words are kept in the project
+    assert init_project(tmp_path / "encoded", configs["encoded"], ["x"]).missing == ["0", "1"]
+    expected = [*before["encoded"].tolist(), [3, 0]]
+    assert np.load(tmp_path / "encoded" / "features.npy").tolist() == expected
+
+    (folder / "b" / "4.png").rename(folder / "b" / "moved.png")
+    write_png(folder / "0.png", 40)
+    init_project(tmp_path / "images", configs["images"], ["x"])
+    feature_ND = np.load(tmp_path / "images" / "features.npy")
+    assert (feature_ND[:6] == before["images"]).all()
+    assert (feature_ND[6] == pixels([(folder / "0.png").read_bytes()])[0]).all()
+    lose(tmp_path / "images")
+    (folder / "b" / "moved.png").unlink()
+    with pytest.raises(
+        ProjectError, match=r"has lost the features of b/moved\.png, which is no lo"
+    ):
+        init_project(tmp_path / "images", configs["images"], ["x"])
 
 
 # --- rounds

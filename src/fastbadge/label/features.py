@@ -27,7 +27,7 @@ Maker: TypeAlias = "Callable[[Sequence[Any]], NDArray[np.float32]]"
 
 FILE_NAME = "features.npy"
 _HEADER_BYTES = 128  # of NumPy's format: room for any number of rows
-_ADVICE = "restore it, or export the labels and import them into a new project of the source"
+_ADVICE = "run the same fastbadge label init again, which makes anew what is missing"
 
 _PIXELS_SIZE = 28
 _HOG_SIZE, _HOG_CELL, _HOG_ANGLES = 32, 4, 9

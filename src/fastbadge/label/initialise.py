@@ -124,11 +124,19 @@ def _init_project(
             f"{directory} has no project but a {FILE_NAME}, which would be written over; pass "
             "another --project"
         )
-    keep_features(directory, len(known))
     if config.kind == "features":
-        _check_rows(known, source)
+        _check_rows(known, source, config.source)
+    have = keep_features(directory, len(known))
+    if have < len(known) and make is None:
+        replace_features(directory, tfidf([item.text or "" for item in known]))
+        have = len(known)
     report = Report(repeated=source.repeated, skipped=source.skipped)
-    adder = _Adder(directory, known, create, make, report)
+    adder = _Adder(directory, known, have, create, make, report)
+    with progress_bar(len(known) - have, "making again", source.unit, show=progress) as advance:
+        for lost in _lost(known[have:], source, config):
+            adder.add(lost)
+            advance(1)
+        adder.flush()
     digests = {item.digest for item in known}
     positions: list[int] = []
     found: list[Found] = []
@@ -211,12 +219,13 @@ class _Adder:
         self,
         directory: Path,
         known: Sequence[Item],
+        rows: int,
         create: Callable[[], None],
         make: _Make | None,
         report: Report,
     ) -> None:
-        """Behind the items known."""
-        self.directory, self.known, self.create = directory, known, create
+        """Behind the first rows of features; while there are fewer of them, for the items known."""
+        self.directory, self.known, self.rows, self.create = directory, known, rows, create
         self.make, self.report = make, report
         self.pieces: list[Piece] = []
         self.size = 0
@@ -230,24 +239,51 @@ class _Adder:
     def flush(self) -> None:
         if not self.pieces:
             return
-        rows = len(self.known) + self.report.added
+        new = self.rows >= len(self.known)
+        found, skipped = [piece.found for piece in self.pieces], list[Skipped]()
         if self.make:
             features, found, skipped = _made(self.make, self.pieces)
-            self.report.skipped += skipped
         else:
-            found = [piece.found for piece in self.pieces]
             texts = [*(item.text or "" for item in self.known), *(new.text or "" for new in found)]
             features = [tfidf(texts)]
-        if found and not rows:
+        if skipped and not new:
+            raise ProjectError(
+                f"{skipped[0].name} had features which are lost: {skipped[0].reason}"
+            )
+        if found and not self.rows and new:
             self.create()
         if found and self.make:
-            append_features(self.directory, rows, np.concatenate(features))
+            append_features(self.directory, self.rows, np.concatenate(features))
         elif found:
             replace_features(self.directory, *features)
-        if found:
-            add_items(self.directory, found, first=rows + 1)
-        self.report.added += len(found)
+        if found and new:
+            add_items(self.directory, found, first=self.rows + 1)
+            self.report.added += len(found)
+        self.report.skipped += skipped
+        self.rows += len(found)
         self.pieces, self.size = [], 0
+
+
+def _lost(items: Sequence[Item], source: Source, config: Config) -> Iterator[Piece]:
+    """What the features of some items were made of, wherever it is in the source."""
+    position_of: dict[str, int] = {}
+    if items:
+        for i in range(len(source.names)):
+            with suppress(OSError, InputError):
+                position_of[source.read(i).found.digest] = i
+    kept = config.kind == "texts" and not config.features.endswith(".npy")  # in the project
+    for item in items:
+        if item.digest not in position_of and not kept:
+            raise ProjectError(
+                f"{FILE_NAME} has lost the features of {item.name}, which is no longer in "
+                f"{config.source}; restore either, or export the labels and import them into a "
+                "new project of the source"
+            )
+    for item in items:
+        if item.digest in position_of:
+            yield source.read(position_of[item.digest])
+        else:
+            yield Piece(Found(item.digest, item.name), item.text, 0)
 
 
 def _read(source: Source, i: int, report: Report) -> Piece | None:
@@ -286,18 +322,18 @@ def _maker(config: Config, source: Source) -> _Make:
     return lambda pieces: as_float32(feature_ND[[piece.row for piece in pieces]])
 
 
-def _check_rows(known: Sequence[Item], source: Source) -> None:
+def _check_rows(known: Sequence[Item], source: Source, path: str) -> None:
     """Rows of features are told by their number: later ones may be appended to the file."""
     if len(known) > len(source.names):
         raise InputError(
-            f"the source has {len(source.names)} rows but the project {len(known)} items; "
+            f"{path} has {len(source.names)} rows but the project {len(known)} items; "
             "expected the same file, or one with rows appended"
         )
     for i, item in enumerate(known):
         if source.read(i).found.digest != item.digest:
             raise InputError(
-                f"the source has other numbers in row {i} than when it was read; expected the "
-                "same file, or one with rows appended"
+                f"{path} has other numbers in row {i} than when it was read; expected the same "
+                "file, or one with rows appended"
             )
 
 
