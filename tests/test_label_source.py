@@ -551,6 +551,32 @@ def test_features_that_are_damaged_are_told(tmp_path):
         rounds.advance(path)
 
 
+def test_a_source_that_was_moved_is_taken_up(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    init_project(tmp_path / "p", config_of(folder), ["x"])
+    before = read_items(tmp_path / "p")
+    clicks.record_label(tmp_path / "p", 1, 1, "ann", request="1")
+    elsewhere = tmp_path / "elsewhere"
+    write_png(elsewhere / "images" / "none_of_them.png", 50)
+    again = ["label", "init", "elsewhere/images", "--features", "pixels", "--project", "p"]
+    clause = "; a source that moved must hold an item of the project and be gone from its old place"
+    folder.rename(tmp_path / "away")
+    assert main(again) == 2 and clause in capsys.readouterr().err  # no item
+    (tmp_path / "away").rename(folder)
+    write_png(elsewhere / "images" / "0.png", 0)
+    assert main(again) == 2 and clause in capsys.readouterr().err  # it is still there
+    assert project.read_config(tmp_path / "p").source == str(folder)
+    folder.rename(elsewhere / "images" / "within")
+    assert main([*again, "--batch", "5"]) == 2 and clause not in capsys.readouterr().err
+    (elsewhere / "images" / "0.png").unlink()
+    (elsewhere / "images" / "none_of_them.png").unlink()
+    assert main(again) == 0
+    assert "0 items added, 6 in all\n6 found under another name" in capsys.readouterr().out
+    assert project.read_config(tmp_path / "p") == config_of(elsewhere / "images")
+    assert [item.digest for item in read_items(tmp_path / "p")] == [item.digest for item in before]
+    assert export_folder(tmp_path / "p", export_rows(tmp_path / "p"), tmp_path / "out") == 1
+
+
 @pytest.mark.parametrize("kept", [0, 3])
 def test_lost_features_are_made_again(folder, tmp_path, monkeypatch, kept):
     """Of a folder, a table and a file of rows; all of them or the end, moved and new among them."""

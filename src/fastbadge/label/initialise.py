@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -31,6 +31,7 @@ from fastbadge.label.project import (
     create_project,
     is_made,
     make_directory,
+    read_config,
     read_items,
     update_items,
 )
@@ -77,7 +78,7 @@ def init_project(
 
     Args:
         directory: of the project, made if it is not there.
-        config: of the project; of one that is there, the same.
+        config: of the project; of one that is there, the same, but for a source that was moved.
         classes: names in the order of the page.
         progress: whether to show how far it is; by default on a terminal only.
 
@@ -117,8 +118,11 @@ def _init_project(
     create = partial(create_project, directory, config, classes)
     known: list[Item] = []
     if is_made(directory):
-        create()
-        known = read_items(directory)
+        known, recorded = read_items(directory), read_config(directory)
+        if _has_moved(recorded, config, known, source):
+            create_project(directory, recorded, classes)
+        else:
+            create()
     elif (directory / FILE_NAME).exists():
         raise ProjectError(
             f"{directory} has no project but a {FILE_NAME}, which would be written over; pass "
@@ -172,7 +176,13 @@ def _init_project(
         if not (item.id in there or item.missing or f"{item.name}/".startswith(unread))
     ]
     back = [item.id for item in known if item.id in there and item.missing]
-    update_items(directory, renamed=renamed, missing=[item.id for item in gone], back=back)
+    update_items(
+        directory,
+        renamed=renamed,
+        missing=[item.id for item in gone],
+        back=back,
+        source=config.source,
+    )
     report.moved, report.back = len(renamed), len(back)
     report.missing = [item.name for item in gone]
     return report
@@ -262,6 +272,18 @@ class _Adder:
         self.report.skipped += skipped
         self.rows += len(found)
         self.pieces, self.size = [], 0
+
+
+def _has_moved(recorded: Config, config: Config, known: Sequence[Item], source: Source) -> bool:
+    """Whether a source is that of the project in another place: one of its items will do."""
+    if replace(recorded, source=config.source) != config or Path(recorded.source).exists():
+        return False
+    digests = {item.digest for item in known}
+    for i in range(len(source.names)):
+        with suppress(OSError, InputError):
+            if source.read(i).found.digest in digests:
+                return True
+    return False
 
 
 def _lost(items: Sequence[Item], source: Source, config: Config) -> Iterator[Piece]:

@@ -11,7 +11,7 @@ import io
 import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -344,9 +344,13 @@ def update_items(
     renamed: Mapping[int, str] | None = None,
     missing: Collection[int] = (),
     back: Collection[int] = (),
+    source: str | None = None,
 ) -> None:
-    """Note what became of items: another name, gone from the source, there again."""
+    """Note what became of items: another name, gone from the source, there again; and of that."""
     with connected(directory, write=True) as connection:
+        if source is not None:
+            config = replace(config_in(connection, directory), source=source)
+            connection.execute("UPDATE project SET config = ?", (json.dumps(asdict(config)),))
         connection.executemany(
             "UPDATE item SET name = ? WHERE id = ?",
             ((name, item) for item, name in (renamed or {}).items()),
@@ -549,14 +553,18 @@ def config_in(connection: sqlite3.Connection, directory: Path) -> Config:
 
 
 def _difference(recorded: Config, config: Config) -> str:
-    changed = ", ".join(
-        f"{field.name} {getattr(recorded, field.name)!r} -> {getattr(config, field.name)!r}"
+    names = [
+        field.name
         for field in fields(Config)
         if getattr(recorded, field.name) != getattr(config, field.name)
+    ]
+    changed = ", ".join(
+        f"{name} {getattr(recorded, name)!r} -> {getattr(config, name)!r}" for name in names
     )
+    moved = "; a source that moved must hold an item of the project and be gone from its old place"
     return (
-        f"holds a project of another configuration ({changed}); "
-        "pass its settings or another --project"
+        f"holds a project of another configuration ({changed}); pass its settings or another "
+        f"--project{moved if names == ['source'] else ''}"
     )
 
 
