@@ -295,15 +295,15 @@ PAIRS = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("xyz")), uni
 @given(PAIRS, PAIRS)
 def test_items_are_found_where_they_were_else_where_their_content_is(before, after):
     known = [Item(i, name, None, False, digest) for i, (name, digest) in enumerate(before, 1)]
-    there, rest = reconcile(known, [Found(digest, name) for name, digest in after])
-    assert sorted([*there.values(), *rest]) == list(range(len(after)))
+    name_of, rest = reconcile(known, [Found(digest, name) for name, digest in after])
+    digest_of = {item.id: item.digest for item in known}
+    placed = [(name, digest_of[id]) for id, name in name_of.items()]
+    assert sorted([*placed, *(after[i] for i in rest)]) == sorted(after)
     for item in known:
         if (item.name, item.digest) in after:
-            assert there[item.id] == after.index((item.name, item.digest))
-        elif item.id in there:
-            assert after[there[item.id]][1] == item.digest
+            assert name_of[item.id] == item.name
     old, new = (Counter(digest for _, digest in pairs) for pairs in (before, after))
-    assert len(there) == (old & new).total()  # and as many as can be
+    assert len(name_of) == (old & new).total()  # and as many as can be
 
 
 def test_a_killed_init_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
@@ -543,7 +543,7 @@ def test_an_item_whose_encoding_is_not_finite_is_left_out(folder, tmp_path, monk
 def test_features_that_are_damaged_are_told(tmp_path):
     path = digits_project(tmp_path / "d")
     with pytest.raises(ProjectError, match="have 64; expected the same source"):
-        append_features(path, 1797, np.zeros((1, 3), dtype=np.float32))
+        append_features(path, np.zeros((1, 3), dtype=np.float32), rows=1797)
     with pytest.raises(ProjectError, match="has 1797 rows for 1798 items"):
         open_features(path, 1798)
     (path / features.FILE_NAME).write_bytes(b"nothing")
@@ -631,9 +631,7 @@ def test_lost_features_are_made_again(folder, tmp_path, monkeypatch, kept):
     assert (feature_ND[6] == pixels([(folder / "0.png").read_bytes()])[0]).all()
     lose(tmp_path / "images")
     (folder / "b" / "moved.png").unlink()
-    with pytest.raises(
-        ProjectError, match=r"has lost the features of b/moved\.png, which is no lo"
-    ):
+    with pytest.raises(ProjectError, match=r"lost the features of b/moved\.png, which .*no lo"):
         init_project(tmp_path / "images", configs["images"], ["x"])
 
 

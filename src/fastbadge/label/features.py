@@ -149,8 +149,8 @@ def keep_features(directory: Path, rows: int) -> int:
     return min(len(feature_ND), rows)
 
 
-def append_features(directory: Path, rows: int, feature_BD: NDArray[np.float32]) -> None:
-    """Write more rows behind those there are, and wait for the disk.
+def append_features(directory: Path, feature_BD: NDArray[np.float32], *, rows: int) -> None:
+    """Write more rows behind those there are, so many, and wait for the disk.
 
     Raises:
         ProjectError: of another width than those.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -73,8 +74,8 @@ def init_project(
     """Make a project of a source, or bring one up to date with its source.
 
     Items are told by their content: a file that was renamed is the item it was, a file whose
-    content changed is another item. Memory is that of a few hundred items; a killed call goes on
-    where it stopped. Only TF-IDF holds all texts at once.
+    content changed is another item. Memory is that of some hundred files, or of all texts; a killed
+    call goes on where it stopped.
 
     Args:
         directory: of the project, made if it is not there.
@@ -96,7 +97,7 @@ def _alone(directory: Path) -> Iterator[None]:
 
     A directory that was made for a call which is refused goes again.
     """
-    made = [each for each in (directory, *directory.parents) if not each.exists()]
+    made = [each for each in (directory, *directory.parents) if not os.path.lexists(each)]
     make_directory(directory)
     taken = f"another label init is reading into {directory}; wait until it ends"
     with held(directory, taken, ProjectError):
@@ -116,31 +117,19 @@ def _init_project(
     source = open_source(config)
     make = None if config.features == "tfidf" else _maker(config, source)
     create = partial(create_project, directory, config, classes)
-    known: list[Item] = []
-    if is_made(directory):
-        known, recorded = read_items(directory), read_config(directory)
-        if _has_moved(recorded, config, known, source):
-            create_project(directory, recorded, classes)
-        else:
-            create()
-    elif (directory / FILE_NAME).exists():
-        raise ProjectError(
-            f"{directory} has no project but a {FILE_NAME}, which would be written over; pass "
-            "another --project"
-        )
-    if config.kind == "features":
-        _check_rows(known, source, config.source)
-    have = keep_features(directory, len(known))
-    if have < len(known) and make is None:
-        replace_features(directory, tfidf([item.text or "" for item in known]))
-        have = len(known)
+    known = _taken_up(directory, config, classes, source)
     report = Report(repeated=source.repeated, skipped=source.skipped)
-    adder = _Adder(directory, known, have, create, make, report)
-    with progress_bar(len(known) - have, "making again", source.unit, show=progress) as advance:
-        for lost in _lost(known[have:], source, config):
+    rows = keep_features(directory, len(known))
+    if rows < len(known) and make is None:
+        replace_features(directory, tfidf([item.text or "" for item in known]))
+        rows = len(known)
+    adder = _Adder(directory, known, rows, create, make, report)
+    with progress_bar(len(known) - rows, "making again", source.unit, show=progress) as advance:
+        for lost in _lost(known[rows:], source, config):
             adder.add(lost)
             advance(1)
         adder.flush()
+
     digests = {item.digest for item in known}
     positions: list[int] = []
     found: list[Found] = []
@@ -153,7 +142,8 @@ def _init_project(
                 positions.append(i)
                 found.append(piece.found)
             advance(1)
-    there, copies = reconcile(known, found)
+    # Only now is it known which items are where they were, and so what is one more copy.
+    name_of, copies = reconcile(known, found)
     for j in copies:
         if piece := _read(source, positions[j], report):
             adder.add(piece)
@@ -164,18 +154,75 @@ def _init_project(
             f"none of the {len(source.names):,} {source.unit} in {config.source} can be used; "
             f"left out first: {first.name} ({first.reason})"
         )
-    renamed = {
-        item.id: found[there[item.id]].name
-        for item in known
-        if item.id in there and found[there[item.id]].name != item.name
-    }
+    _update(directory, config, known, name_of, report)
+    return report
+
+
+def _taken_up(
+    directory: Path, config: Config, classes: Sequence[str], source: Source
+) -> list[Item]:
+    """The items of the project that is there; none if there is no project yet."""
+    if not is_made(directory):
+        if (directory / FILE_NAME).exists():
+            raise ProjectError(
+                f"{directory} has no project but a {FILE_NAME}, which would be written over; pass "
+                "another --project"
+            )
+        return []
+    known, recorded = read_items(directory), read_config(directory)
+    moved = _has_moved(recorded, config, known, source)
+    create_project(directory, recorded if moved else config, classes)
+    if config.kind == "features":
+        _check_rows(known, source, config.source)
+    return known
+
+
+def reconcile(known: Sequence[Item], found: Sequence[Found]) -> tuple[dict[int, str], list[int]]:
+    """Which of the items known before are what was found.
+
+    An item is where it was, if its content still is; else wherever its content is. The first go
+    before the second: names may have gone round in a ring.
+
+    Returns:
+        Names of the items that are there, by their ids, and the positions of the rest in `found`.
+
+    >>> known = [Item(1, "a", None, False, "x"), Item(2, "b", None, False, "y")]
+    >>> reconcile(known, [Found("y", "a"), Found("x", "b"), Found("x", "c"), Found("z", "d")])
+    ({2: 'a', 1: 'b'}, [2, 3])
+    """
+    id_of = {(item.name, item.digest): item.id for item in known}
+    ids = [id_of.get((each.name, each.digest)) for each in found]
+    name_of = {id: each.name for id, each in zip(ids, found, strict=True) if id is not None}
+    free: dict[str, list[int]] = {}
+    for item in reversed(known):  # so that the oldest is found first
+        if item.id not in name_of:
+            free.setdefault(item.digest, []).append(item.id)
+    rest = []
+    for i, each in enumerate(found):
+        if ids[i] is None and free.get(each.digest):
+            name_of[free[each.digest].pop()] = each.name
+        elif ids[i] is None:
+            rest.append(i)
+    return name_of, rest
+
+
+def _update(
+    directory: Path,
+    config: Config,
+    known: Sequence[Item],
+    name_of: Mapping[int, str],
+    report: Report,
+) -> None:
+    """Note what became of the items known, of which those with a name are there."""
     unread = tuple(f"{each.name.rstrip('/')}/" for each in report.skipped if each.unread)
+    there = [item for item in known if item.id in name_of]
     gone = [
         item
         for item in known
-        if not (item.id in there or item.missing or f"{item.name}/".startswith(unread))
+        if not (item.id in name_of or item.missing or f"{item.name}/".startswith(unread))
     ]
-    back = [item.id for item in known if item.id in there and item.missing]
+    renamed = {item.id: name_of[item.id] for item in there if name_of[item.id] != item.name}
+    back = [item.id for item in there if item.missing]
     update_items(
         directory,
         renamed=renamed,
@@ -185,36 +232,6 @@ def _init_project(
     )
     report.moved, report.back = len(renamed), len(back)
     report.missing = [item.name for item in gone]
-    return report
-
-
-def reconcile(known: Sequence[Item], found: Sequence[Found]) -> tuple[dict[int, int], list[int]]:
-    """Which of the items known before are what was found.
-
-    An item is where it was, if its content still is; else wherever its content is. The first go
-    before the second: names may have gone round in a ring.
-
-    Returns:
-        Position in `found` by id of the items that are there, and the positions of the rest.
-
-    >>> known = [Item(1, "a", None, False, "x"), Item(2, "b", None, False, "y")]
-    >>> reconcile(known, [Found("y", "a"), Found("x", "b"), Found("x", "c"), Found("z", "d")])
-    ({2: 0, 1: 1}, [2, 3])
-    """
-    id_of = {(item.name, item.digest): item.id for item in known}
-    ids = [id_of.get((each.name, each.digest)) for each in found]
-    there = {id: i for i, id in enumerate(ids) if id is not None}
-    free: dict[str, list[int]] = {}
-    for item in reversed(known):  # so that the oldest is found first
-        if item.id not in there:
-            free.setdefault(item.digest, []).append(item.id)
-    rest = []
-    for i, each in enumerate(found):
-        if ids[i] is None and free.get(each.digest):
-            there[free[each.digest].pop()] = i
-        elif ids[i] is None:
-            rest.append(i)
-    return there, rest
 
 
 class _Adder:
@@ -249,28 +266,29 @@ class _Adder:
     def flush(self) -> None:
         if not self.pieces:
             return
-        new = self.rows >= len(self.known)
-        found, skipped = [piece.found for piece in self.pieces], list[Skipped]()
+        new = self.rows >= len(self.known)  # else their rows are made again
         if self.make:
             features, found, skipped = _made(self.make, self.pieces)
+            write: Callable[..., None] = partial(append_features, rows=self.rows)
         else:
-            texts = [*(item.text or "" for item in self.known), *(new.text or "" for new in found)]
+            found, skipped = [piece.found for piece in self.pieces], []
+            texts = [
+                *(item.text or "" for item in self.known),
+                *(each.text or "" for each in found),
+            ]
             features = [tfidf(texts)]
+            write = replace_features
         if skipped and not new:
-            raise ProjectError(
-                f"{skipped[0].name} had features which are lost: {skipped[0].reason}"
-            )
-        if found and not self.rows and new:
-            self.create()
-        if found and self.make:
-            append_features(self.directory, self.rows, np.concatenate(features))
-        elif found:
-            replace_features(self.directory, *features)
+            raise _cannot_remake(skipped[0].name, skipped[0].reason)
+        if found:
+            if not (self.rows or self.known):
+                self.create()
+            write(self.directory, np.concatenate(features))
+            self.rows += len(found)
         if found and new:
-            add_items(self.directory, found, first=self.rows + 1)
+            add_items(self.directory, found, first=self.rows - len(found) + 1)
             self.report.added += len(found)
         self.report.skipped += skipped
-        self.rows += len(found)
         self.pieces, self.size = [], 0
 
 
@@ -279,33 +297,38 @@ def _has_moved(recorded: Config, config: Config, known: Sequence[Item], source: 
     if replace(recorded, source=config.source) != config or Path(recorded.source).exists():
         return False
     digests = {item.digest for item in known}
+    return any(digest in digests for digest, _ in _digests(source))
+
+
+def _digests(source: Source) -> Iterator[tuple[str, int]]:
+    """Digest and position of all that can be read."""
     for i in range(len(source.names)):
         with suppress(OSError, InputError):
-            if source.read(i).found.digest in digests:
-                return True
-    return False
+            yield source.read(i).found.digest, i
 
 
 def _lost(items: Sequence[Item], source: Source, config: Config) -> Iterator[Piece]:
     """What the features of some items were made of, wherever it is in the source."""
-    position_of: dict[str, int] = {}
-    if items:
-        for i in range(len(source.names)):
-            with suppress(OSError, InputError):
-                position_of[source.read(i).found.digest] = i
+    position_of = dict(_digests(source)) if items else {}
     kept = config.kind == "texts" and not config.features.endswith(".npy")  # in the project
-    for item in items:
+    for item in items:  # all of them, before the first is made
         if item.digest not in position_of and not kept:
-            raise ProjectError(
-                f"{FILE_NAME} has lost the features of {item.name}, which is no longer in "
-                f"{config.source}; restore either, or export the labels and import them into a "
-                "new project of the source"
-            )
+            raise _cannot_remake(item.name, f"it is no longer in {config.source}")
     for item in items:
         if item.digest in position_of:
-            yield source.read(position_of[item.digest])
+            piece = source.read(position_of[item.digest])
+            if piece.found.digest != item.digest:
+                raise _cannot_remake(item.name, "it has just changed")
+            yield piece
         else:
             yield Piece(Found(item.digest, item.name), item.text, 0)
+
+
+def _cannot_remake(name: str, reason: str) -> ProjectError:
+    return ProjectError(
+        f"{FILE_NAME} has lost the features of {name}, which cannot be made again ({reason}); "
+        "restore it, or export the labels and import them into a new project of the source"
+    )
 
 
 def _read(source: Source, i: int, report: Report) -> Piece | None:
