@@ -4,22 +4,26 @@ import csv
 import json
 import os
 import sys
+from collections import Counter
+from types import ModuleType
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from fastbadge.cli import main
 from fastbadge.errors import InputError, ProjectError
 from fastbadge.gradients import GradientEmbedding
-from fastbadge.label import clicks, features, project, rounds
+from fastbadge.label import clicks, features, project, rounds, sources
 from fastbadge.label.audit import find_doubts
 from fastbadge.label.exchange import export_folder, export_rows, import_labels
-from fastbadge.label.features import FeatureWriter, hog, maker, open_features, pixels
-from fastbadge.label.initialise import init_project
+from fastbadge.label.features import append_features, hog, maker, open_features, pixels
+from fastbadge.label.initialise import init_project, reconcile
 from fastbadge.label.numbers import read_numbers
-from fastbadge.label.project import Config, read_items, read_status, take_snapshot
+from fastbadge.label.project import Config, Found, Item, read_items, read_status, take_snapshot
 from fastbadge.label.sources import digest_of, find_images, read_image, read_texts
 
 DIGITS = load_digits()
@@ -53,6 +57,13 @@ def digits_project(directory, **changes):
     path = directory / "p"
     init_project(path, config_of(directory / "x.npy", "features", **changes), NAMES)
     return path
+
+
+def raising(error):
+    def call(*_, **__):
+        raise error
+
+    return call
 
 
 def annotate(path, truth=DIGITS.target):
@@ -89,6 +100,20 @@ def test_images_are_found_and_nothing_else(folder, tmp_path):
     assert names[2:] == ["a/1.png", "a/3.png", "a/5.png", "b/0.png", "b/2.png", "b/4.png"]
     unprintable = {r"'two\nlines.png'", r"'\u202egnp.png'"}
     assert {each.name for each in skipped} == {"out.png", "nowhere.png", "loop.png"} | unprintable
+
+
+def test_a_pipe_and_what_is_too_large_are_left_out(folder, tmp_path):
+    os.mkfifo(folder / "pipe.png")
+    (folder / "to_a_pipe.png").symlink_to(folder / "pipe.png")
+    (folder / "large.png").touch()
+    os.truncate(folder / "large.png", 6 << 30)
+    report = init_project(tmp_path / "p", config_of(folder), ["x"])
+    assert report.added == 6
+    assert [(each.name, each.reason) for each in report.skipped] == [
+        ("to_a_pipe.png", "a link that leads out of the source or nowhere"),
+        ("large.png", "it has 6,442,450,944 bytes; expected at most 1,073,741,824"),
+        ("pipe.png", "it is no file but a pipe or the like"),
+    ]
 
 
 def test_a_file_exchanged_for_another_or_a_link_to_the_outside_is_not_given(folder, tmp_path):
@@ -153,6 +178,37 @@ def test_a_folder_of_what_is_no_image_is_refused(tmp_path):
     assert init_project(tmp_path / "p", config_of(source), ["x"]).added == 1
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refused_first_init_leaves_nothing_and_takes_nothing_away(tmp_path, there):
+    source, path = tmp_path / "images", tmp_path / "labels" / "p"
+    source.mkdir()
+    (source / "a.png").write_bytes(b"no image")
+    (tmp_path / "t.csv").write_text("text\n!!!\n...\n")
+    if there:
+        path.mkdir(parents=True)
+        (path / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for config, classes, expected in [
+        (config_of(source), ["x"], "none of the 1 images"),
+        (config_of(tmp_path / "t.csv", "texts"), ["x"], "the texts have no words"),
+        (config_of(source, features="hogg"), ["x"], "features are 'hogg'"),
+        (config_of(source), ["x", "\t"], "class is ''"),
+    ]:
+        with pytest.raises(InputError, match=expected):
+            init_project(path, config, classes)
+        assert sorted(tmp_path.rglob("*")) == before
+    write_png(source / "a.png", 1)
+    assert init_project(path, config_of(source, features="hog"), ["x"]).added == 1
+
+
+def test_a_file_of_features_that_is_no_projects_is_not_written_over(tmp_path):
+    np.save(tmp_path / "features.npy", DIGITS.data)
+    before = (tmp_path / "features.npy").read_bytes()
+    with pytest.raises(ProjectError, match=r"has no project but a features\.npy, which would be"):
+        init_project(tmp_path, config_of(tmp_path / "features.npy", "features"), ["x"])
+    assert (tmp_path / "features.npy").read_bytes() == before
+
+
 def test_init_again_adds_what_is_new_and_tells_what_has_gone(folder, tmp_path):
     path = tmp_path / "p"
     (folder / "broken.png").write_bytes(b"\x89PNG but no more")
@@ -175,6 +231,32 @@ def test_init_again_adds_what_is_new_and_tells_what_has_gone(folder, tmp_path):
     write_png(folder / "a" / "3.png", 3)
     assert init_project(path, config_of(folder), ["x"]).back == 1
     assert len(open_features(path, 8)) == 8
+
+
+def test_what_cannot_be_read_for_a_moment_has_not_gone(folder, tmp_path, monkeypatch):
+    write_png(folder / "a.png", 9)
+    init_project(tmp_path / "p", config_of(folder), ["x"])
+    (folder / "b" / "2.png").unlink()
+
+    def refused(real, name):
+        def call(path):
+            if os.fspath(path).endswith(name):
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return real(path)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refused(os.scandir, "/a"))
+    monkeypatch.setattr("fastbadge.label.sources.read_file", refused(sources.read_file, "4.png"))
+    report = init_project(tmp_path / "p", config_of(folder), ["x"])
+    assert [(each.name, each.reason) for each in report.skipped] == [
+        ("a/", "Permission denied"),
+        ("b/4.png", "Permission denied"),
+    ]
+    assert report.missing == ["b/2.png"] and report.back == 0
+    monkeypatch.setattr(os, "scandir", refused(os.scandir, "images"))
+    with pytest.raises(InputError, match="images cannot be read: Permission denied"):
+        init_project(tmp_path / "p", config_of(folder), ["x"])
 
 
 def test_each_item_has_its_own_features_however_it_came_in(folder, tmp_path):
@@ -207,6 +289,23 @@ def test_files_that_change_names_among_each_other_stay_the_items_they_are(folder
         assert (open_features(path, 7)[item.id - 1] == expected).all()
 
 
+PAIRS = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("xyz")), unique=True)
+
+
+@given(PAIRS, PAIRS)
+def test_items_are_found_where_they_were_else_where_their_content_is(before, after):
+    known = [Item(i, name, None, False, digest) for i, (name, digest) in enumerate(before, 1)]
+    name_of, rest = reconcile(known, [Found(digest, name) for name, digest in after])
+    digest_of = {item.id: item.digest for item in known}
+    placed = [(name, digest_of[id]) for id, name in name_of.items()]
+    assert sorted([*placed, *(after[i] for i in rest)]) == sorted(after)
+    for item in known:
+        if (item.name, item.digest) in after:
+            assert name_of[item.id] == item.name
+    old, new = (Counter(digest for _, digest in pairs) for pairs in (before, after))
+    assert len(name_of) == (old & new).total()  # and as many as can be
+
+
 def test_a_killed_init_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     """Killed after the features of a chunk, before its items are committed."""
     path = tmp_path / "p"
@@ -228,6 +327,50 @@ def test_a_killed_init_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     test = open_features(path, 7)
     for item in read_items(path):
         assert (test[item.id - 1] == pixels([(folder / item.name).read_bytes()])[0]).all()
+
+
+def test_what_a_killed_init_has_written_without_an_item_goes(folder, tmp_path, monkeypatch):
+    path = tmp_path / "p"
+    init_project(path, config_of(folder), ["x"])
+    write_png(folder / "0.png", 40)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("fastbadge.label.initialise.add_items", raising(KeyboardInterrupt))
+        init_project(path, config_of(folder), ["x"])
+    assert len(np.load(path / "features.npy")) == 7
+    before = np.array(open_features(path, 6))
+    (folder / "0.png").unlink()
+    assert init_project(path, config_of(folder), ["x"]).added == 0
+    assert (np.load(path / "features.npy") == before).all()
+
+
+def test_a_second_init_is_refused_while_clicks_go_on(folder, tmp_path, monkeypatch):
+    """An image comes and another goes while the first is at work: then a second used to cut off
+    the features that the first had written."""
+    path, answered = tmp_path / "p", []
+    init_project(path, config_of(folder), ["x"])
+    rounds.advance(path)
+    write_png(folder / "0.png", 40)
+    monkeypatch.setattr("fastbadge.label.initialise._CHUNK", 1)
+
+    def slow(images):
+        if not answered:
+            (item,) = clicks.next_items(path, "ann")
+            answered.append(clicks.record_label(path, item.id, 1, "ann", request="1").item)
+            (folder / "0.png").unlink()
+            write_png(folder / "1.png", 41)
+            with pytest.raises(ProjectError, match=f"another label init is reading into {path}; w"):
+                init_project(path, config_of(folder), ["x"])
+        return pixels(images)
+
+    monkeypatch.setitem(features._MAKERS, "pixels", slow)
+    report = init_project(path, config_of(folder), ["x"])
+    assert report.added == 1 and export_rows(path)[0]["item"] == answered[0]
+    init_project(path, config_of(folder), ["x"])
+    assert len(np.load(path / "features.npy")) == project.count_items(path) == 8
+    for item in read_items(path):
+        if not item.missing:
+            expected = pixels([(folder / item.name).read_bytes()])[0]
+            assert (open_features(path, 8)[item.id - 1] == expected).all()
 
 
 def test_texts_are_items_by_their_text(tmp_path):
@@ -358,15 +501,138 @@ def test_rows_of_features_given_beside_images(folder, tmp_path):
         init_project(path, config_of(folder, features=spec), ["x"])
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e300])
+def test_given_features_that_are_not_finite_are_refused_with_the_item(folder, tmp_path, bad):
+    given, table = np.zeros((6, 2)), tmp_path / "t.csv"
+    given[1, 1] = bad
+    np.save(tmp_path / "x.npy", given)
+    table.write_text("text\n" + "\n".join("abcdef") + "\n")
+    spec = str(tmp_path / "x.npy")
+    for config, whose in [
+        (config_of(folder, features=spec), "row 1, that of a/3.png; expected finite"),
+        (config_of(table, "texts", features=spec), "row 1; expected finite"),
+        (config_of(spec, "features"), "row 1; expected finite"),
+    ]:
+        with pytest.raises(InputError, match=f"x.npy has NaN or inf in {whose}"):
+            init_project(tmp_path / "p", config, ["x"])
+
+
+def test_an_item_whose_encoding_is_not_finite_is_left_out(folder, tmp_path, monkeypatch):
+    """As that of a black picture by an encoder that divides by the length."""
+    Image.new("L", (8, 8)).save(folder / "black.png")
+    monkeypatch.setitem(sys.modules, "by_length", by_length := ModuleType("by_length"))
+
+    def encode(images):
+        grey_ND = np.array(
+            [np.asarray(image.convert("L")).ravel() for image in images], dtype=float
+        )
+        with np.errstate(invalid="ignore"):
+            return grey_ND / np.linalg.norm(grey_ND, axis=1, keepdims=True)
+
+    by_length.encode = encode
+    config = config_of(folder, features="by_length:encode")
+    for added in (6, 0):  # and again
+        report = init_project(tmp_path / "p", config, ["x"])
+        assert report.added == added
+        assert [(each.name, each.reason) for each in report.skipped] == [
+            ("black.png", "its features have NaN or inf")
+        ]
+    assert np.isfinite(open_features(tmp_path / "p", 6)).all()
+
+
 def test_features_that_are_damaged_are_told(tmp_path):
     path = digits_project(tmp_path / "d")
     with pytest.raises(ProjectError, match="have 64; expected the same source"):
-        FeatureWriter(path, 1797).append(np.zeros((1, 3), dtype=np.float32))
-    with pytest.raises(ProjectError, match=r"holds float32 \(1797, 64\) for 1798 items"):
+        append_features(path, np.zeros((1, 3), dtype=np.float32), rows=1797)
+    with pytest.raises(ProjectError, match="has 1797 rows for 1798 items"):
         open_features(path, 1798)
     (path / features.FILE_NAME).write_bytes(b"nothing")
-    with pytest.raises(ProjectError, match="cannot be read: restore it, or"):
+    with pytest.raises(ProjectError, match="cannot be read: run the same"):
         rounds.advance(path)
+
+
+def test_a_source_that_was_moved_is_taken_up(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    init_project(tmp_path / "p", config_of(folder), ["x"])
+    before = read_items(tmp_path / "p")
+    clicks.record_label(tmp_path / "p", 1, 1, "ann", request="1")
+    elsewhere = tmp_path / "elsewhere"
+    write_png(elsewhere / "images" / "none_of_them.png", 50)
+    again = ["label", "init", "elsewhere/images", "--features", "pixels", "--project", "p"]
+    clause = "; a source that moved must hold an item of the project and be gone from its old place"
+    folder.rename(tmp_path / "away")
+    assert main(again) == 2 and clause in capsys.readouterr().err  # no item
+    (tmp_path / "away").rename(folder)
+    write_png(elsewhere / "images" / "0.png", 0)
+    assert main(again) == 2 and clause in capsys.readouterr().err  # it is still there
+    assert project.read_config(tmp_path / "p").source == str(folder)
+    folder.rename(elsewhere / "images" / "within")
+    assert main([*again, "--batch", "5"]) == 2 and clause not in capsys.readouterr().err
+    (elsewhere / "images" / "0.png").unlink()
+    (elsewhere / "images" / "none_of_them.png").unlink()
+    assert main(again) == 0
+    assert "0 items added, 6 in all\n6 found under another name" in capsys.readouterr().out
+    assert project.read_config(tmp_path / "p") == config_of(elsewhere / "images")
+    assert [item.digest for item in read_items(tmp_path / "p")] == [item.digest for item in before]
+    assert export_folder(tmp_path / "p", export_rows(tmp_path / "p"), tmp_path / "out") == 1
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_lost_features_are_made_again(folder, tmp_path, monkeypatch, kept):
+    """Of a folder, a table and a file of rows; all of them or the end, moved and new among them."""
+    monkeypatch.setattr("fastbadge.label.initialise._CHUNK", 2)
+    monkeypatch.setitem(sys.modules, "of_length", of_length := ModuleType("of_length"))
+    of_length.encode = lambda texts: np.array([[len(text), text.count("a")] for text in texts])
+    table = tmp_path / "t.csv"
+    texts = ["a", "ab", "aba c", "d" * 7, "e a", "f"]
+    np.save(tmp_path / "x.npy", DIGITS.data[:6])
+    np.save(tmp_path / "given.npy", given := np.arange(12.0).reshape(6, 2))
+
+    def write_table(texts):
+        table.write_text("text\n" + "\n".join(texts) + "\n")
+
+    def lose(path):
+        if kept:
+            np.save(path / "features.npy", np.load(path / "features.npy")[:kept])
+        else:
+            (path / "features.npy").unlink()
+        with pytest.raises(ProjectError, match="run the same fastbadge label init again"):
+            rounds.advance(path)
+
+    write_table(texts)
+    configs = {
+        "images": config_of(folder),
+        "given": config_of(folder, features=str(tmp_path / "given.npy")),
+        "encoded": config_of(table, "texts", features="of_length:encode"),
+        "tfidf": config_of(table, "texts"),
+        "rows": config_of(tmp_path / "x.npy", "features"),
+    }
+    before = {}
+    for name, config in configs.items():
+        init_project(tmp_path / name, config, ["x"])
+        before[name] = np.load(tmp_path / name / "features.npy")
+        lose(tmp_path / name)
+    assert (before["given"] == given).all()
+    for name, config in configs.items():
+        assert init_project(tmp_path / name, config, ["x"]).added == 0
+        assert (np.load(tmp_path / name / "features.npy") == before[name]).all()
+        lose(tmp_path / name)
+
+    write_table(["new", *texts[2:]])  # the words are kept in the project
+    assert init_project(tmp_path / "encoded", configs["encoded"], ["x"]).missing == ["0", "1"]
+    expected = [*before["encoded"].tolist(), [3, 0]]
+    assert np.load(tmp_path / "encoded" / "features.npy").tolist() == expected
+
+    (folder / "b" / "4.png").rename(folder / "b" / "moved.png")
+    write_png(folder / "0.png", 40)
+    init_project(tmp_path / "images", configs["images"], ["x"])
+    feature_ND = np.load(tmp_path / "images" / "features.npy")
+    assert (feature_ND[:6] == before["images"]).all()
+    assert (feature_ND[6] == pixels([(folder / "0.png").read_bytes()])[0]).all()
+    lose(tmp_path / "images")
+    (folder / "b" / "moved.png").unlink()
+    with pytest.raises(ProjectError, match=r"lost the features of b/moved\.png, which .*no lo"):
+        init_project(tmp_path / "images", configs["images"], ["x"])
 
 
 # --- rounds

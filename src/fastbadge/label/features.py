@@ -27,7 +27,7 @@ Maker: TypeAlias = "Callable[[Sequence[Any]], NDArray[np.float32]]"
 
 FILE_NAME = "features.npy"
 _HEADER_BYTES = 128  # of NumPy's format: room for any number of rows
-_ADVICE = "restore it, or export the labels and import them into a new project of the source"
+_ADVICE = "run the same fastbadge label init again, which makes anew what is missing"
 
 _PIXELS_SIZE = 28
 _HOG_SIZE, _HOG_CELL, _HOG_ANGLES = 32, 4, 9
@@ -151,41 +151,51 @@ def _histograms(grey_BHW: NDArray[np.uint8]) -> NDArray[np.float32]:
     return feature_BD.reshape(B, -1).astype(np.float32)
 
 
-class FeatureWriter:
-    """Appends rows to features.npy, which grows while items are added.
+def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """The numbers, without a word where one is too large and becomes inf."""
+    with np.errstate(over="ignore"):
+        return np.asarray(array, dtype=np.float32)
 
-    The rows are on the disk before the items are committed, so every item has its row whenever the
-    process is killed; rows without an item are written over by the next.
-    """
 
-    def __init__(self, directory: Path, rows: int) -> None:
-        """Start behind the first `rows`, those of the items there are."""
-        self.path, self.rows = directory / FILE_NAME, rows
-        self.width = open_features(directory, rows).shape[1] if rows else 0
-
-    def append(self, feature_BD: NDArray[np.float32]) -> None:
-        """Write rows and wait for the disk."""
-        width = feature_BD.shape[1]
-        if self.rows and width != self.width:
-            raise ProjectError(
-                f"new items have {width} features but those in {self.path} have {self.width}; "
-                "expected the same source and encoder"
-            )
-        self.width = width
-        with self.path.open("r+b" if self.rows else "wb") as file:
-            file.seek(_HEADER_BYTES + 4 * width * self.rows)
-            file.write(np.ascontiguousarray(feature_BD, dtype="<f4").tobytes())
-            file.truncate()
-            self.rows += len(feature_BD)
-            file.seek(0)
-            file.write(_header(self.rows, width))
+def keep_features(directory: Path, rows: int) -> int:
+    """Cut off what a killed call has left behind the first `rows`; how many of these there are."""
+    try:
+        feature_ND = _open(directory)
+    except ProjectError:
+        return 0
+    if len(feature_ND) > rows > 0:
+        width = feature_ND.shape[1]
+        with (directory / FILE_NAME).open("r+b") as file:
+            file.write(_header(rows, width))  # before the cut: who reads meanwhile finds all rows
             file.flush()
-            os.fsync(file.fileno())
+            file.truncate(_HEADER_BYTES + 4 * width * rows)
+    return min(len(feature_ND), rows)
+
+
+def append_features(directory: Path, feature_BD: NDArray[np.float32], *, rows: int) -> None:
+    """Write more rows behind those there are, so many, and wait for the disk.
+
+    Raises:
+        ProjectError: of another width than those.
+    """
+    path, width = directory / FILE_NAME, feature_BD.shape[1]
+    if rows and width != (known := open_features(directory, rows).shape[1]):
+        raise ProjectError(
+            f"new items have {width} features but those in {path} have {known}; expected the same "
+            "source and encoder"
+        )
+    with path.open("r+b" if rows else "wb") as file:
+        file.seek(_HEADER_BYTES + 4 * width * rows)
+        file.write(np.ascontiguousarray(feature_BD, dtype="<f4").tobytes())
+        file.seek(0)
+        file.write(_header(rows + len(feature_BD), width))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def replace_features(directory: Path, feature_ND: NDArray[np.float32]) -> None:
     """Write all rows anew; others see the old ones until the new ones are whole."""
-    draft = directory / f".{FILE_NAME}.{os.getpid()}.draft"
+    draft = directory / f".{FILE_NAME}.draft"  # one name: what a killed call has left is used again
     try:
         with draft.open("wb") as file:
             file.write(_header(*feature_ND.shape))
@@ -203,15 +213,23 @@ def open_features(directory: Path, rows: int) -> NDArray[np.float32]:
     Raises:
         ProjectError: they are not there, or not all.
     """
+    array = _open(directory)
+    if len(array) < rows:
+        raise ProjectError(
+            f"{directory / FILE_NAME} has {len(array)} rows for {rows} items: {_ADVICE}"
+        )
+    return array[:rows]
+
+
+def _open(directory: Path) -> NDArray[np.float32]:
     path = directory / FILE_NAME
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ProjectError(f"{path} cannot be read: {_ADVICE}") from error
-    if array.ndim != 2 or array.dtype != np.float32 or len(array) < rows:
-        raise ProjectError(f"{path} holds {array.dtype} {array.shape} for {rows} items: {_ADVICE}")
-    first: NDArray[np.float32] = array[:rows]
-    return first
+    if array.ndim != 2 or array.dtype != np.float32:
+        raise ProjectError(f"{path} holds {array.dtype} {array.shape}: {_ADVICE}")
+    return array
 
 
 def _grey(content: bytes, size: int) -> NDArray[np.uint8]:
@@ -245,7 +263,7 @@ def _encoded(encode: Callable[..., Any], contents: Sequence[Any], spec: str) -> 
             f"{spec} gave {array.dtype} {array.shape} for {len(contents)} items; expected one row "
             "of numbers each"
         )
-    return array.astype(np.float32, copy=False)
+    return as_float32(array)
 
 
 def _package(package: str, extra: str) -> Any:

@@ -11,7 +11,7 @@ import io
 import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fastbadge.errors import InputError, ProjectError
 from fastbadge.label.schema import FILE, FILE_NAME, connected
-from fastbadge.sqlitefile import now_utc
+from fastbadge.sqlitefile import is_empty, now_utc
 
 Kind: TypeAlias = Literal["images", "texts", "features"]
 
@@ -212,12 +212,7 @@ def create_project(directory: Path, config: Config, classes: Sequence[str]) -> N
     """
     directory = Path(directory)
     names = [checked_name(name, "class") for name in classes]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ProjectError(
-            f"{directory} cannot be made a project: {error.strerror}; pass another --project"
-        ) from error
+    make_directory(directory)
     with FILE.creation(directory / FILE_NAME) as (connection, new):
         if new:
             connection.execute(
@@ -229,6 +224,25 @@ def create_project(directory: Path, config: Config, classes: Sequence[str]) -> N
             if recorded != config:
                 raise ProjectError(f"{directory} {_difference(recorded, config)}")
         _add_classes(connection, names)
+
+
+def make_directory(directory: Path) -> None:
+    """Make the directory of a project, with its parents, if it is not there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProjectError(
+            f"{directory} cannot be made a project: {error.strerror}; pass another --project"
+        ) from error
+
+
+def is_made(directory: Path) -> bool:
+    """Whether there is a project; a process killed before its first commit leaves a file only."""
+    path = Path(directory) / FILE_NAME
+    if not path.exists():
+        return False
+    with FILE.connection(path) as connection:
+        return not is_empty(connection)
 
 
 def read_config(directory: Path) -> Config:
@@ -330,9 +344,13 @@ def update_items(
     renamed: Mapping[int, str] | None = None,
     missing: Collection[int] = (),
     back: Collection[int] = (),
+    source: str | None = None,
 ) -> None:
-    """Note what became of items: another name, gone from the source, there again."""
+    """Note what became of items: another name, gone from the source, there again; and of that."""
     with connected(directory, write=True) as connection:
+        if source is not None:
+            config = replace(config_in(connection, directory), source=source)
+            connection.execute("UPDATE project SET config = ?", (json.dumps(asdict(config)),))
         connection.executemany(
             "UPDATE item SET name = ? WHERE id = ?",
             ((name, item) for item, name in (renamed or {}).items()),
@@ -535,14 +553,18 @@ def config_in(connection: sqlite3.Connection, directory: Path) -> Config:
 
 
 def _difference(recorded: Config, config: Config) -> str:
-    changed = ", ".join(
-        f"{field.name} {getattr(recorded, field.name)!r} -> {getattr(config, field.name)!r}"
+    names = [
+        field.name
         for field in fields(Config)
         if getattr(recorded, field.name) != getattr(config, field.name)
+    ]
+    changed = ", ".join(
+        f"{name} {getattr(recorded, name)!r} -> {getattr(config, name)!r}" for name in names
     )
+    moved = "; a source that moved must hold an item of the project and be gone from its old place"
     return (
-        f"holds a project of another configuration ({changed}); "
-        "pass its settings or another --project"
+        f"holds a project of another configuration ({changed}); pass its settings or another "
+        f"--project{moved if names == ['source'] else ''}"
     )
 
 

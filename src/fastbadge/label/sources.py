@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,19 +17,76 @@ from numpy.typing import NDArray
 
 from fastbadge.errors import InputError
 from fastbadge.files import read_array
-from fastbadge.label.project import Item, Kind, is_printable
+from fastbadge.label.project import Config, Found, Item, Kind, is_printable
 
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _TABLES = (".csv", ".jsonl")
 _LONGEST_TEXT = 1 << 20
+_LARGEST_FILE = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something in a source that is not an item, and why, in a few words."""
+    """Something in a source that is not an item, and why, in a few words.
+
+    Args:
+        name: as of an item; of a folder with a slash behind it.
+        reason: see above.
+        unread: whether items may be there for all we know.
+    """
 
     name: str
     reason: str
+    unread: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one reading of a source gives.
+
+    Args:
+        found: what item it is, or would be.
+        content: of the file, or the text; None for a row of features.
+        row: of features that are given for the source.
+    """
+
+    found: Found
+    content: bytes | str | None
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source that was opened, to be read in any order.
+
+    Args:
+        unit: what it has, for messages.
+        names: of what there is to read.
+        read: reads what is at a position in names; an OSError where it cannot, an InputError
+            where that is nothing to read.
+        rows: how many rows features given for it must have.
+        skipped: what is not read, and why.
+        repeated: how many texts were left out as they are there already.
+    """
+
+    unit: str
+    names: list[str]
+    read: Callable[[int], Piece]
+    rows: int
+    skipped: list[Skipped]
+    repeated: int = 0
+
+
+def open_source(config: Config) -> Source:
+    """The source of a project.
+
+    Raises:
+        InputError: it cannot be read, or there is nothing in it.
+    """
+    path = Path(config.source)
+    if config.kind == "texts":
+        return _open_texts(path, config.text_column)
+    return _open_images(path) if config.kind == "images" else _open_rows(path)
 
 
 def kind_of(source: Path) -> Kind:
@@ -58,11 +116,24 @@ def find_images(folder: Path) -> tuple[list[str], list[Skipped]]:
     A name is the path below the folder, with forward slashes. Hidden files and files without the
     suffix of an image are passed by; links to folders are not followed, links to files only where
     they lead into the folder.
+
+    Raises:
+        InputError: the folder cannot be read; of one in it, that is left out.
     """
     root = folder.resolve()
     names: list[str] = []
     skipped: list[Skipped] = []
-    for path, folders, files in os.walk(root):
+
+    def left_out(error: OSError) -> None:
+        path = Path(os.fsdecode(error.filename))
+        if path == root:
+            raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+        if not isinstance(error, FileNotFoundError):
+            name = path.relative_to(root).as_posix()
+            shown = name if is_printable(name) else ascii(name)
+            skipped.append(Skipped(f"{shown}/", error.strerror or "", unread=True))
+
+    for path, folders, files in os.walk(root, onerror=left_out):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             if file.startswith(".") or Path(file).suffix.lower() not in _IMAGES:
@@ -91,15 +162,35 @@ def read_image(source: Path, item: Item) -> bytes:
     if not _leads_into(path, source.resolve()):
         raise InputError(f"{item.name} is no longer in {source}; bring it back or run init again")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{item.name} cannot be read: {error.strerror}") from error
+        content = read_file(path)
+    except (OSError, InputError) as error:
+        raise InputError(f"{item.name} cannot be read: {reason_of(error)}") from error
     if digest_of(content) != item.digest:
         raise InputError(
             f"{item.name} is another file than when it was read; run init again, for which it is "
             "another item"
         )
     return content
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file.
+
+    Raises:
+        InputError: a pipe, which might never end, or the like; or too large for an image.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("it is no file but a pipe or the like")
+    if status.st_size > _LARGEST_FILE:
+        raise InputError(f"it has {status.st_size:,} bytes; expected at most {_LARGEST_FILE:,}")
+    return path.read_bytes()
+
+
+def reason_of(error: OSError | InputError) -> str:
+    """Why something cannot be read, without its name."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def read_texts(table: Path, column: str) -> Iterator[tuple[int, str]]:
@@ -155,6 +246,45 @@ def read_features(path: Path) -> NDArray[np.float32]:
 def digest_of(content: bytes | str) -> str:
     """SHA-256, in hexadecimal."""
     return sha256(content if isinstance(content, bytes) else content.encode()).hexdigest()
+
+
+def _open_images(folder: Path) -> Source:
+    names, skipped = find_images(folder)
+    if not names:
+        raise InputError(f"{folder} has no images; expected files such as .png or .jpg")
+
+    def read(i: int) -> Piece:
+        content = read_file(folder / names[i])
+        return Piece(Found(digest_of(content), names[i]), content, i)
+
+    return Source("images", names, read, len(names), skipped)
+
+
+def _open_texts(table: Path, column: str) -> Source:
+    """All texts are held: a table that is damaged in its last row is refused before the first."""
+    number_of: dict[str, int] = {}
+    repeated = rows = 0
+    for number, text in read_texts(table, column):
+        rows = number + 1
+        repeated += number_of.setdefault(text, number) != number
+    if not number_of:
+        raise InputError(f"{table} has no text in column {column!r}")
+    texts, names = list(number_of), [str(number) for number in number_of.values()]
+
+    def read(i: int) -> Piece:
+        return Piece(Found(digest_of(texts[i]), names[i], texts[i]), texts[i], int(names[i]))
+
+    return Source("texts", names, read, rows, [], repeated)
+
+
+def _open_rows(path: Path) -> Source:
+    feature_ND = np.asarray(read_features(path))  # no memmap, of which each row is slow to make
+
+    def read(i: int) -> Piece:
+        row_D = np.asarray(feature_ND[i], dtype=np.float32)
+        return Piece(Found(digest_of(row_D.tobytes()), str(i)), None, i)
+
+    return Source("rows", list(map(str, range(len(feature_ND)))), read, len(feature_ND), [])
 
 
 def _leads_into(path: Path, root: Path) -> bool:
