@@ -83,6 +83,7 @@ def annotate(path, truth=DIGITS.target):
 
 def test_images_are_found_and_nothing_else(folder, tmp_path):
     (folder / "notes.txt").write_text("")
+    (folder / "phone.HEIC").write_bytes(b"....ftypheic")
     write_png(folder / "2026-11-25 at 9.41.00\u202fAM.png")  # as macOS calls its screenshots
     write_png(folder / "\u202egnp.png")
     write_png(folder / "two\nlines.png")
@@ -96,10 +97,11 @@ def test_images_are_found_and_nothing_else(folder, tmp_path):
     (folder / "within.png").symlink_to(folder / "a" / "1.png")
     (folder / "up").symlink_to(tmp_path, target_is_directory=True)
     names, skipped = find_images(folder)
-    assert names[:2] == ["2026-11-25 at 9.41.00\u202fAM.png", "within.png"]
-    assert names[2:] == ["a/1.png", "a/3.png", "a/5.png", "b/0.png", "b/2.png", "b/4.png"]
+    assert names[0] == "2026-11-25 at 9.41.00\u202fAM.png" and names[-1] == "within.png"
+    assert names[1:-1] == ["a/1.png", "a/3.png", "a/5.png", "b/0.png", "b/2.png", "b/4.png"]
     unprintable = {r"'two\nlines.png'", r"'\u202egnp.png'"}
-    assert {each.name for each in skipped} == {"out.png", "nowhere.png", "loop.png"} | unprintable
+    links = {"out.png", "nowhere.png", "loop.png"}
+    assert {each.name for each in skipped} == links | unprintable | {"phone.HEIC"}
 
 
 def test_a_pipe_and_what_is_too_large_are_left_out(folder, tmp_path):
@@ -496,8 +498,14 @@ def test_rows_of_features_given_beside_images(folder, tmp_path):
     path, spec = tmp_path / "p", str(tmp_path / "x.npy")
     init_project(path, config_of(folder, features=spec), ["x"])
     assert open_features(path, 6)[:, 0].tolist() == [0, 2, 4, 6, 8, 10]
+    write_png(folder / "a.png", 60)  # before a/1.png, as the paths are sorted
+    np.save(tmp_path / "x.npy", np.arange(14).reshape(7, 2))
+    init_project(tmp_path / "q", config_of(folder, features=spec), ["x"])
+    row_of = {item.name: item.id - 1 for item in read_items(tmp_path / "q")}
+    feature_ND = open_features(tmp_path / "q", 7)
+    assert [feature_ND[row_of[name], 0] for name in sorted(row_of)] == [0, 2, 4, 6, 8, 10, 12]
     np.save(tmp_path / "x.npy", np.zeros((5, 2)))
-    with pytest.raises(InputError, match="has 5 rows for 6 images"):
+    with pytest.raises(InputError, match="has 5 rows for 7 images"):
         init_project(path, config_of(folder, features=spec), ["x"])
 
 

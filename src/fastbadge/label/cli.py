@@ -51,8 +51,8 @@ def init(
         project: Directory of the project. Default: labels/ and the name of the source.
         text_column: The column of the table that has the texts. Default: text.
         features: What the model sees: of images hog+colour, hog or pixels, of texts tfidf; or an
-            .npy file with a row for each image in the order of their paths, or for each row of the
-            table. Default: hog+colour or tfidf.
+            .npy file with a row for each image in the order of their paths (sorted as text), or for
+            each row of the table. Default: hog+colour or tfidf.
         encoder: In place of features: MODULE:FUNCTION of yours, from a list of PIL images or of
             texts to one row of numbers each; or timm:NAME, transformers:NAME,
             sentence-transformers:NAME, each with the extra of that name.
@@ -69,9 +69,8 @@ def init(
     """
     from fastbadge.label.exchange import import_labels
     from fastbadge.label.initialise import init_project
-    from fastbadge.label.project import Config, read_config, read_status
+    from fastbadge.label.project import Config, is_made, read_config, read_status
     from fastbadge.label.rounds import check_strategy
-    from fastbadge.label.schema import FILE_NAME
     from fastbadge.label.sources import kind_of
 
     if labels is not None and not labels.is_file():  # before features are made, for hours maybe
@@ -95,7 +94,7 @@ def init(
     }
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     given |= {"kind": kind, "source": str(source.resolve())}
-    if (directory / FILE_NAME).exists():
+    if is_made(directory):
         config = replace(read_config(directory), **given)
     else:
         own = {"features": _FEATURES[kind][0], "text_column": "text" if kind == "texts" else ""}

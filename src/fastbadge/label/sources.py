@@ -20,6 +20,7 @@ from fastbadge.files import read_array
 from fastbadge.label.project import Config, Found, Item, Kind, is_printable
 
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_OTHER_IMAGES = (".avif", ".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".svg")
 _TABLES = (".csv", ".jsonl")
 _LONGEST_TEXT = 1 << 20
 _LARGEST_FILE = 1 << 30
@@ -111,11 +112,11 @@ def kind_of(source: Path) -> Kind:
 
 
 def find_images(folder: Path) -> tuple[list[str], list[Skipped]]:
-    """Names of the images in a folder and the folders in it, sorted, and what was left out.
+    """Names of the images in a folder and the folders in it, and what was left out.
 
-    A name is the path below the folder, with forward slashes. Hidden files and files without the
-    suffix of an image are passed by; links to folders are not followed, links to files only where
-    they lead into the folder.
+    A name is the path below the folder, with forward slashes; they are sorted as text. Hidden
+    files and files without the suffix of an image are passed by; links to folders are not followed,
+    links to files only where they lead into the folder.
 
     Raises:
         InputError: the folder cannot be read; of one in it, that is left out.
@@ -134,19 +135,22 @@ def find_images(folder: Path) -> tuple[list[str], list[Skipped]]:
             skipped.append(Skipped(f"{shown}/", error.strerror or "", unread=True))
 
     for path, folders, files in os.walk(root, onerror=left_out):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(files):
-            if file.startswith(".") or Path(file).suffix.lower() not in _IMAGES:
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            suffix = Path(file).suffix.lower()
+            if file.startswith(".") or suffix not in _IMAGES + _OTHER_IMAGES:
                 continue
             whole = Path(path, file)
             name = whole.relative_to(root).as_posix()
             if not is_printable(name):  # bytes that are no text among them
                 skipped.append(Skipped(ascii(name), "its name is not printable"))
+            elif suffix in _OTHER_IMAGES:
+                skipped.append(Skipped(name, "images of this kind are not read; make it a PNG"))
             elif whole.is_symlink() and not _leads_into(whole, root):
                 skipped.append(Skipped(name, "a link that leads out of the source or nowhere"))
             else:
                 names.append(name)
-    return names, skipped
+    return sorted(names), sorted(skipped, key=lambda each: each.name)
 
 
 def read_image(source: Path, item: Item) -> bytes:
