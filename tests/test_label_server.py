@@ -1,5 +1,6 @@
 """The labelling server over real sockets: the loop of annotators, and the rounds behind it."""
 
+import errno
 import os
 import signal
 import sqlite3
@@ -170,6 +171,32 @@ def test_batches_come_from_behind_and_the_numbers_follow(tmp_path, monkeypatch):
         until(lambda: not client.ask("numbers")["trouble"])
         assert process.pid != behind._process.pid
     assert behind._process.returncode is not None
+
+
+def test_a_process_that_cannot_start_or_ends_in_a_line_is_told_and_tried_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(background, "_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(background, "_LEAST_REST_SECONDS", 0.02)
+    popen, calls = subprocess.Popen, []
+
+    def fails_twice(command, **options):
+        calls.append(command)
+        if len(calls) == 1:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        if len(calls) == 2:  # as if it was killed when a part of the answer was out
+            command = [sys.executable, "-c", "print('{', end='')"]
+        return popen(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", fails_twice)
+    behind = Background(texts(tmp_path))
+    behind.want_batch()
+    with behind.running():
+        until(lambda: "cannot be started: Cannot allocate memory" in behind.trouble)
+        assert not behind.choosing
+        behind.note_change()
+        until(lambda: "ended with status" in behind.trouble)
+        until(lambda: behind.summary and not behind.trouble)  # tried again of itself
 
 
 def test_why_no_batch_can_be_chosen_is_told(tmp_path):
