@@ -218,6 +218,37 @@ def test_skipped_items_come_last_and_are_open_to_others(tmp_path):
     assert (status.labelled, status.cannot_tell, status.waiting) == (0, 0, 3)
 
 
+def test_a_skip_withdraws_the_answer_until_it_is_taken_back(tmp_path):
+    make(tmp_path, batch=1)
+    clicks.record_label(tmp_path, 1, 1, "ann", request="1")
+    clicks.record_label(tmp_path, 1, 2, "ann", request="2")
+    clicks.skip(tmp_path, 1, "ann", request="3")
+    assert project.count_waiting(tmp_path) == 1
+    assert project.take_snapshot(tmp_path).class_N[0] == 0
+    assert ids(clicks.next_items(tmp_path, "ann")) == [1]
+    clicks.release(tmp_path, "ann")
+    assert ids(clicks.next_items(tmp_path, "bob")) == [1]
+    clicks.undo(tmp_path, "ann", request="4")
+    assert project.count_waiting(tmp_path) == 0
+    assert project.take_snapshot(tmp_path).class_N[0] == 2
+    assert ids(clicks.next_items(tmp_path, "ann")) == []
+    clicks.skip(tmp_path, 1, "bob", request="5")  # says nothing of what ann said
+    assert project.take_snapshot(tmp_path).class_N[0] == 2
+
+
+def test_a_project_of_before_counts_as_one_of_today(tmp_path):
+    make(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "project.sqlite")) as connection:
+        connection.executescript(
+            "DROP VIEW IF EXISTS answer; DROP VIEW IF EXISTS settled;"
+            "CREATE VIEW answer AS SELECT id, item, annotator, class FROM label;"
+            "CREATE VIEW settled AS SELECT item, class, 2 AS opinions FROM answer"
+        )
+    clicks.record_label(tmp_path, 1, 1, "ann", request="1")
+    clicks.skip(tmp_path, 1, "ann", request="2")
+    assert project.read_status(tmp_path).labelled == project.read_status(tmp_path).disputed == 0
+
+
 def test_a_skip_taken_back_does_not_take_the_item_from_whom_it_was_given_to(tmp_path):
     make(tmp_path, batch=1)
     clicks.next_items(tmp_path, "ann")

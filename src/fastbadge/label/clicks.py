@@ -31,8 +31,7 @@ _LONGEST_SECONDS = 86_400.0
 # How many besides me have an item, answered or on the screen.
 _OTHERS = """(
     SELECT count(*) FROM (
-        SELECT annotator FROM label WHERE label.item = {item}
-            AND undone IS NULL AND kind <> 'skip'
+        SELECT annotator FROM answer WHERE answer.item = {item}
         UNION SELECT annotator FROM assignment WHERE assignment.item = {item}
     ) WHERE annotator <> :me
 )"""
@@ -81,8 +80,7 @@ def next_items(
             SELECT b.item FROM batch_item AS b JOIN item ON item.id = b.item
             WHERE b.done = 0 AND item.missing = 0
                 AND NOT EXISTS (
-                    SELECT 1 FROM label AS l WHERE l.item = b.item AND l.annotator = :me
-                        AND l.undone IS NULL AND l.kind <> 'skip'
+                    SELECT 1 FROM answer WHERE answer.item = b.item AND annotator = :me
                 )
                 AND :overlap > {_OTHERS.format(item="b.item")}
             ORDER BY (
@@ -138,7 +136,10 @@ def record_cannot_tell(
 def skip(
     directory: Path, item: int, annotator: str, *, request: str, seconds: float | None = None
 ) -> Click:
-    """Record that an annotator passes an item by: it is open to others, to them after the rest."""
+    """Record that an annotator passes an item by: it is open to others, to them after the rest.
+
+    What they said of it before no longer counts, until the skip is taken back.
+    """
     return _record(directory, item, "skip", None, annotator, request, seconds)
 
 

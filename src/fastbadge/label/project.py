@@ -520,8 +520,8 @@ def read_disputes(directory: Path) -> dict[int, dict[str, int]]:
 def settle(connection: sqlite3.Connection, item: int, overlap: int) -> None:
     """Note whether an item of a batch has the answers it wants, in a transaction that is open."""
     connection.execute(
-        "UPDATE batch_item SET done = (SELECT count(DISTINCT annotator) FROM label "
-        "WHERE item = ?1 AND undone IS NULL AND kind <> 'skip') >= ?2 WHERE item = ?1",
+        "UPDATE batch_item SET done = (SELECT count(*) FROM answer WHERE item = ?1) >= ?2 "
+        "WHERE item = ?1",
         (item, overlap),
     )
 
