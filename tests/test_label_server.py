@@ -153,11 +153,11 @@ def test_batches_come_from_behind_and_the_numbers_follow(tmp_path, monkeypatch):
         assert summary["annotators"] == [["ann", 80]]
         assert summary["numbers"]["accuracy"]["total"] == summary["numbers"]["slice_size"] >= 30
         assert summary["disputes"] == []
-        client.click(1, annotator="bob", label=10)
+        client.click(1, annotator="bob", kind="cannot tell")
         until(lambda: client.ask("numbers")["summary"]["disputes"])
         truth = str(digits.target[0])
         assert client.ask("numbers")["summary"]["disputes"] == [
-            {"item": 1, "name": "0", "answers": [["ann", truth], ["bob", "9"]]}
+            {"item": 1, "name": "0", "answers": [["ann", truth], ["bob", "cannot tell"]]}
         ]
         process, asked, ask = behind._process, threading.Event(), behind._ask
         monkeypatch.setattr(behind, "_ask", lambda order: asked.set() or ask(order))

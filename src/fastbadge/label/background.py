@@ -175,7 +175,10 @@ def summarise(directory: Path) -> dict[str, Any]:
         {
             "item": item,
             "name": read_item(directory, item).name,
-            "answers": [(annotator, classes[label]) for annotator, label in answers.items()],
+            "answers": [
+                (annotator, "cannot tell" if label is None else classes[label])
+                for annotator, label in answers.items()
+            ],
         }
         for item, answers in list(read_disputes(directory).items())[:_MOST_DISPUTES]
     ]

@@ -105,14 +105,20 @@ _VIEWS = (
             AND later.annotator = said.annotator AND later.undone IS NULL AND later.id > said.id
     )
     """,
-    # What most annotators say; of equally many, the class named last: a second look counts.
+    # The class that most annotators say; of equally many, what was said last: a second look counts.
+    # No row where that is that they cannot tell.
     """
-    CREATE TEMP VIEW settled AS
-    SELECT item, class, max(votes * 0x10000000000 + latest) AS rank, count(*) AS opinions
-    FROM (
-        SELECT item, class, count(*) AS votes, max(id) AS latest FROM answer
-        WHERE class IS NOT NULL GROUP BY item, class
-    ) GROUP BY item
+    CREATE TEMP VIEW settled AS SELECT item, class, rank, opinions FROM (
+        SELECT item, class, max(votes * 0x10000000000 + latest) AS rank, count(*) AS opinions
+        FROM (
+            SELECT item, class, count(*) AS votes, max(id) AS latest FROM answer
+            GROUP BY item, class
+        ) GROUP BY item
+    ) WHERE class IS NOT NULL
+    """,
+    """
+    CREATE TEMP VIEW disputed AS
+    SELECT item FROM answer GROUP BY item HAVING count(DISTINCT coalesce(class, 0)) > 1
     """,
 )
 FILE = SQLiteFile(
