@@ -59,6 +59,7 @@ def test_undo_and_what_is_sent_twice(tmp_path):
             answer = client.ask("undo", back)
             assert answer["undone"]["id"] == 2
             assert [item["id"] for item in answer["items"]] == [2, 3]
+        assert client.post("undo", back | {"request": "further", "n": 0}).status == 400  # not done
         assert client.ask("undo", back | {"request": "further"})["undone"]["id"] == 1
         assert client.ask("undo", back | {"request": "too far"})["undone"] is None
 

@@ -61,7 +61,8 @@ _MOST_ITEMS = 60
 class Desk:
     """What the page may ask for, answered by the project.
 
-    Bodies are what came from outside; `clicks` and `project` check the rest.
+    Bodies are what came from outside, and are read before anything is done; `clicks` and `project`
+    check the rest.
     """
 
     def __init__(self, directory: Path, background: Background) -> None:
@@ -88,21 +89,12 @@ class Desk:
 
     def next(self, body: Body) -> Any:
         """Items for an annotator."""
-        annotator, n = _text(body, "annotator"), _whole(body, "n")
-        if not 1 <= n <= _MOST_ITEMS:
-            raise InputError(f"n is {n}; expected 1 to {_MOST_ITEMS}")
-        items = clicks.next_items(self.directory, annotator, n)
-        # Fewer than the page likes to have in hand: the next batch is due.
-        choosing = self.background.want_batch() if len(items) < n else self.background.choosing
-        return {"items": [_shown(item) for item in items], "choosing": choosing}
+        return self._next(_text(body, "annotator"), _count(body))
 
     def click(self, body: Body) -> Any:
         """Record a click."""
-        item, annotator, request = (
-            _whole(body, "item"),
-            _text(body, "annotator"),
-            _text(body, "request"),
-        )
+        annotator, n = _text(body, "annotator"), _count(body)
+        item, request = _whole(body, "item"), _text(body, "request")
         kind, seconds = _text(body, "kind"), _seconds(body)
         if kind == "label":
             label = _whole(body, "label")
@@ -115,15 +107,15 @@ class Desk:
         else:
             raise InputError("kind is another; expected label, cannot tell or skip")
         self.background.note_change()
-        return self.next(body)
+        return self._next(annotator, n)
 
     def undo(self, body: Body) -> Any:
         """Take back the annotator's latest click."""
-        annotator, request = _text(body, "annotator"), _text(body, "request")
-        click = clicks.undo(self.directory, annotator, request=request)
+        annotator, n = _text(body, "annotator"), _count(body)
+        click = clicks.undo(self.directory, annotator, request=_text(body, "request"))
         self.background.note_change()
         item = click and project.read_item(self.directory, click.item)
-        return {"undone": item and _shown(item), **self.next(body)}
+        return {"undone": item and _shown(item), **self._next(annotator, n)}
 
     def release(self, body: Body) -> Any:
         """Give back an annotator's items."""
@@ -160,6 +152,12 @@ class Desk:
         return Response(
             content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"}
         )
+
+    def _next(self, annotator: str, n: int) -> dict[str, Any]:
+        items = clicks.next_items(self.directory, annotator, n)
+        # Fewer than the page likes to have in hand: the next batch is due.
+        choosing = self.background.want_batch() if len(items) < n else self.background.choosing
+        return {"items": [_shown(item) for item in items], "choosing": choosing}
 
     def _classes(self) -> Any:
         classes = project.read_classes(self.directory)
@@ -367,6 +365,13 @@ def _whole(body: Body, name: str) -> int:
     if type(value) is not int:  # True is one otherwise
         raise InputError(f"{name} is a {type(value).__name__}; expected a whole number")
     return value
+
+
+def _count(body: Body) -> int:
+    n = _whole(body, "n")
+    if not 1 <= n <= _MOST_ITEMS:
+        raise InputError(f"n is {n}; expected 1 to {_MOST_ITEMS}")
+    return n
 
 
 def _seconds(body: Body) -> float | None:
