@@ -36,7 +36,8 @@ def test_the_loop_of_an_annotator(tmp_path):
         assert [item["id"] for item in after["items"]] == [2, 3, 4]
         client.click(2, kind="cannot tell")
         assert client.click(3, kind="skip", n=9)["items"][-1]["id"] == 3
-        assert client.ask("items/3") == {"id": 3, "name": "2", "text": "text 2"}
+        item = {"id": 3, "name": "2", "text": "text 2"}
+        assert client.ask("items/3") == item | {"answer": None, "leased": False}
         assert client.ask("items/3/guess") == {"class": 2, "confidence": 0.75}
         assert client.ask("items/11/guess") is None  # in no batch, so nobody guessed
         assert rows(tmp_path, "SELECT item, kind, class, seconds, annotator FROM label") == [
@@ -62,6 +63,36 @@ def test_undo_and_what_is_sent_twice(tmp_path):
         assert client.post("undo", back | {"request": "further", "n": 0}).status == 400  # not done
         assert client.ask("undo", back | {"request": "further"})["undone"]["id"] == 1
         assert client.ask("undo", back | {"request": "too far"})["undone"] is None
+
+
+def test_undo_takes_back_the_click_that_it_names_whichever_tab_made_it(tmp_path):
+    with served(texts(tmp_path)) as client:
+        client.click(1, request="one"), client.click(2, request="two")
+        client.click(3, annotator="bob", request="three")
+        back = {"annotator": "ann", "n": 1}
+        undone = client.ask("undo", back | {"request": "1", "click": "one"})["undone"]
+        item = {"id": 1, "name": "0", "text": "text 0"}
+        assert undone == item | {"answer": None, "leased": True}
+        for click in ("one", "three", "no such"):  # again, another's, none
+            body = back | {"request": f"not {click}", "click": click}
+            assert client.ask("undo", body)["undone"] is None
+        assert client.post("undo", back | {"request": "4", "click": 2}).status == 400
+        assert rows(tmp_path, "SELECT item FROM label WHERE undone IS NULL") == [(2,), (3,)]
+
+
+def test_undo_says_whether_the_item_is_the_annotators_again(tmp_path):
+    with served(texts(tmp_path, batch=1)) as client:
+        client.click(1, kind="skip"), client.ask("release", {"annotator": "ann"})
+        assert client.next("bob") == [1]
+        back = {"annotator": "ann", "n": 1, "request": "1"}
+        for _ in range(2):
+            undone = client.ask("undo", back)["undone"]
+            assert (undone["id"], undone["answer"], undone["leased"]) == (1, None, False)
+        client.click(1, annotator="bob", request="first")
+        client.click(1, annotator="bob", label=2)
+        undone = client.ask("undo", back | {"annotator": "bob", "request": "2"})["undone"]
+        assert undone["answer"] == {"request": "first", "kind": "label", "label": 1}
+        assert client.ask("items/1?annotator=bob") == undone
 
 
 def test_no_item_is_with_two_annotators_unless_overlap_is_asked_for(tmp_path):

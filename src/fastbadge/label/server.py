@@ -6,10 +6,11 @@ Below the project's key:
     GET  project               kind of the items, overlap, classes, keys to what is shown
     POST next                  annotator, n: the next items, theirs for ten minutes
     POST clicks                request, annotator, n, item, kind, label, seconds: the next items
-    POST undo                  request, annotator, n: what was taken back, the next items
+    POST undo                  request, annotator, n, click (its request; null for the latest):
+                               the item whose click was taken back, as items/ID; the next items
     POST release               annotator: gives back what they have on the screen
     POST classes               name: all classes
-    GET  items/ID              one item
+    GET  items/ID?annotator=   one item, their answer that stands, and whether it is lent to them
     GET  items/ID/image        its file
     GET  items/ID/guess        what the model took it for, for people who ask
     GET  numbers               see `background.summarise`
@@ -110,12 +111,13 @@ class Desk:
         return self._next(annotator, n)
 
     def undo(self, body: Body) -> Any:
-        """Take back the annotator's latest click."""
+        """Take back a click of the annotator."""
         annotator, n = _text(body, "annotator"), _count(body)
-        click = clicks.undo(self.directory, annotator, request=_text(body, "request"))
+        request = _text(body, "request")
+        click = None if body.get("click") is None else _text(body, "click")
+        undone = clicks.undo(self.directory, annotator, request=request, click=click)
         self.background.note_change()
-        item = click and project.read_item(self.directory, click.item)
-        return {"undone": item and _shown(item), **self._next(annotator, n)}
+        return {"undone": undone and self.item(undone.item, annotator), **self._next(annotator, n)}
 
     def release(self, body: Body) -> Any:
         """Give back an annotator's items."""
@@ -128,9 +130,12 @@ class Desk:
         self.background.note_change()
         return self._classes()
 
-    def item(self, item: int) -> Any:
-        """One item."""
-        return _shown(project.read_item(self.directory, item))
+    def item(self, item: int, annotator: str) -> Any:
+        """One item, and what it is to an annotator."""
+        shown = _shown(project.read_item(self.directory, item))
+        answer, leased = clicks.read_standing(self.directory, item, annotator.strip())
+        said = answer and {name: getattr(answer, name) for name in ("request", "kind", "label")}
+        return {**shown, "answer": said, "leased": leased}
 
     def guess(self, item: int) -> Any:
         """What the model took an item for; not why it was chosen, which would tell more."""
@@ -186,13 +191,14 @@ def create_app(
 
         return Route(path, answer, methods=["POST"])
 
-    def of_item(path: str, read: Callable[[int], Any]) -> Route:
+    def of_item(path: str, read: Callable[..., Any], *query: str) -> Route:
         def find(request: Request) -> Response:
             number = request.path_params["item"]
             if not re.fullmatch("[1-9][0-9]{0,18}", number):
                 raise HTTPException(404, "there is no such item")
             try:
-                return _json(read, int(number))
+                asked = (request.query_params.get(name, "") for name in query)
+                return _json(read, int(number), *asked)
             except InputError as error:
                 raise HTTPException(404, str(error)) from error
 
@@ -207,7 +213,7 @@ def create_app(
         writing("/undo", desk.undo),
         writing("/release", desk.release),
         writing("/classes", desk.add_class),
-        of_item("/items/{item}", desk.item),
+        of_item("/items/{item}", desk.item, "annotator"),
         of_item("/items/{item}/image", desk.image),
         of_item("/items/{item}/guess", desk.guess),
     ]
