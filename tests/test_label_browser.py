@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastbadge.label import clicks
 from fastbadge.label.initialise import init_project
 from fastbadge.label.project import Config, read_items
 from fastbadge.label.schema import connected
@@ -137,6 +138,22 @@ def recorded(directory, *annotators):
     return [(names[item], label) for item, who, label in rows if who in annotators]
 
 
+def answers(directory, who):
+    """(name, class) of the answers of theirs that count."""
+    query = "SELECT item.name, class.name FROM answer JOIN item ON item.id = item JOIN class "
+    with connected(directory) as connection:
+        return connection.execute(
+            query + "ON class.id = class WHERE annotator = ? ORDER BY answer.id", (who,)
+        ).fetchall()
+
+
+def label_as_another(directory, name):
+    """Somebody else labels the item of that name, wrongly."""
+    item = next(item for item in read_items(directory) if item.name == name)
+    label = 1 if truth(name) == "light" else 2
+    clicks.record_label(directory, item.id, label, "another", request=f"another {name}")
+
+
 def batches(directory):
     with connected(directory) as connection:
         return connection.execute("SELECT count(*) FROM batch").fetchone()[0]
@@ -172,6 +189,55 @@ def test_two_browsers_never_have_the_same_item(shared, open_page):
     assert len(set(people)) == 2
     assert len(set(done)) == len(done)
     assert sorted(recorded(directory, *people)) == sorted((name, truth(name)) for name in done)
+
+
+def test_undo_takes_back_what_its_own_tab_shows(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    first = label_one(page)
+    until_saved(page)
+    tab = page.context.new_page()
+    tab.goto(url)
+    second = label_one(tab)
+    until_saved(tab)
+    page.keyboard.press("u")
+    until_saved(page)
+    assert shown(page) == first != second
+    assert answers(directory, annotator(page)) == [(second, truth(second))]
+
+
+def test_a_skip_withdraws_and_an_undo_brings_back_what_nobody_else_has(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    name = label_one(page)
+    said = page.locator("#stage .said")
+
+    def skip():
+        before = shown(page)
+        page.keyboard.press("s")
+        until(lambda: shown(page) != before)
+        until_saved(page)
+
+    page.keyboard.press("ArrowLeft")
+    assert said.inner_text() == f"Your answer: {truth(name)}" and shown(page) == name
+    skip()
+    page.keyboard.press("ArrowLeft")
+    assert said.inner_text() == "Your answer: skipped" and shown(page) == name
+    assert answers(directory, annotator(page)) == []
+    page.keyboard.press("u")
+    until_saved(page)
+    assert said.inner_text() == f"Your answer: {truth(name)}" and shown(page) == name
+    assert answers(directory, annotator(page)) == [(name, truth(name))]
+    page.keyboard.press("ArrowRight")
+    name = shown(page)
+    skip()
+    label_as_another(directory, name)
+    page.keyboard.press("u")
+    page.get_by_text(f"Taken back, but somebody else has it now: {name}").wait_for()
+    assert shown(page) != name
+    page.keyboard.press("s")
+    until_saved(page)
+    assert not page.locator("#banner").is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -56,6 +56,7 @@ export class Outbox {
     return new Set(this.entries.map((entry) => entry.body.item));
   }
 
+  // Sends it when its turn comes; the name of the request.
   add(path, body) {
     this.sent += 1;
     const request = uuid();
@@ -68,7 +69,7 @@ export class Outbox {
       // Storage that is full or switched off: kept as long as the page is open.
     }
     this.send();
-    return entry;
+    return request;
   }
 
   stored() {

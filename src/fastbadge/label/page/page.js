@@ -1,6 +1,7 @@
-// The page: a strip of items, some answered, one of them current. The strip grows at its end as the
-// server hands out items; answering moves on to the next one that has no answer. One item is shown,
-// or the twelve of the strip among which the current one is.
+// The page: a strip of items, each there once, one of them current; and the clicks made here, which
+// say what the answers are. The strip grows at its end as the server hands out items; answering moves
+// on to the next one that has no answer. One item is shown, or the twelve of the strip among which the
+// current one is.
 
 import { Outbox, Refused, ask, uuid } from "./outbox.js";
 import { count, element, showNumbers } from "./numbers.js";
@@ -14,15 +15,17 @@ const $ = (id) => document.getElementById(id);
 
 let project = { name: "", kind: "images", overlap: 1, classes: [] };
 let annotator = remembered("fastbadge:annotator") || `annotator-${uuid().slice(0, 4)}`;
-let strip = []; // { item, answer: null or { kind, label }, guess: words if it was asked for }
+let strip = []; // items
 let at = 0;
-let done = []; // what undo takes back: { entry, before }
+let clicks = []; // that stand, in order: { item: id, request, kind, label, over: asked again since }
 let grid = remembered("fastbadge:view") === "grid";
 let choosing = true;
 let summary = null;
 let shown = performance.now();
 let seen = Date.now(); // when the server last said that the items here are ours
+const guesses = new Map(); // by item: words, if they were asked for
 const images = new Map(); // by item: elements, so that what was fetched is there at once
+const banner = { connection: "", notice: "", trouble: "" };
 const timers = {};
 
 function remembered(key) {
@@ -46,6 +49,8 @@ const wanted = () => (grid ? TILES : IN_HAND);
 const outbox = new Outbox({ n: wanted, answered, refused, changed: showConnection });
 const firstTile = () => at - (at % TILES);
 const isShown = (i) => (grid ? i >= firstTile() && i < firstTile() + TILES : i === at);
+const placeOf = (id) => strip.findIndex((item) => item.id === id);
+const answers = () => new Map(clicks.map((click) => [click.item, click.over ? undefined : click]));
 const nameOf = (label) => project.classes.find(({ id }) => id === label)?.name ?? "";
 
 function inWords(answer) {
@@ -55,24 +60,25 @@ function inWords(answer) {
 // --- answers
 
 function answer(kind, label = null) {
-  const entry = current();
-  if (!entry) return;
-  const before = entry.answer;
+  const item = current();
+  if (!item) return;
+  const before = answers().get(item.id);
   if (before && before.kind === kind && before.label === label) return step(1);
   const seconds = Math.round(performance.now() - shown) / 1000;
-  entry.answer = { kind, label };
-  done.push({ entry, before });
-  outbox.add("clicks", {
-    annotator, item: entry.item.id, kind, seconds, ...(kind === "label" ? { label } : {}),
+  const request = outbox.add("clicks", {
+    annotator, item: item.id, kind, seconds, ...(kind === "label" ? { label } : {}),
   });
+  clicks.push({ item: item.id, request, kind, label });
+  tell("notice", "");
   goTo(firstOpen(at));
 }
 
 // The next item without an answer, on from i and then from the start; the end where there is none.
 function firstOpen(i) {
-  const later = strip.findIndex((entry, j) => j > i && !entry.answer);
+  const said = answers();
+  const later = strip.findIndex(({ id }, j) => j > i && !said.get(id));
   if (later >= 0) return later;
-  const any = strip.findIndex((entry) => !entry.answer);
+  const any = strip.findIndex(({ id }) => !said.get(id));
   return any >= 0 ? any : strip.length;
 }
 
@@ -83,62 +89,74 @@ function goTo(i) {
 }
 
 function step(by) {
-  if (by > 0 && !grid && current() && !current().answer) return answer("skip");
+  if (by > 0 && !grid && current() && !answers().get(current().id)) return answer("skip");
   if (grid && at + by >= strip.length) return;
   goTo(at + by);
 }
 
+// Takes back the latest click of this page; of the annotator where there is none, as after a reload.
 function undo() {
-  const last = done.pop();
-  if (last) {
-    last.entry.answer = last.before;
-    const place = strip.indexOf(last.entry);
-    if (place >= 0) goTo(place);
-  }
-  outbox.add("undo", { annotator, expected: last?.entry.item.id });
+  const click = clicks.pop();
+  if (click && placeOf(click.item) >= 0) goTo(placeOf(click.item));
+  outbox.add("undo", { annotator, click: click?.request ?? null });
+  tell("notice", "");
   say("Taking the latest click back.");
 }
 
 // --- what the server says
 
 function answered(entry, { items, choosing: more, undone }) {
-  const { item, kind, label, expected } = entry.body;
+  const { item, kind, label, click } = entry.body;
   choosing = more;
   if (entry.path === "undo") {
-    say(undone ? `Taken back: ${described(undone)}.` : "There is nothing to take back.");
-    if (undone && undone.id !== expected) {
-      strip.splice(at, 0, { item: undone, answer: null });
-      goTo(at);
-    }
+    takenBack(undone, click);
   } else {
     const next = current();
-    const there = next && next.item.id !== item ? ` Now ${described(next.item)}.` : "";
+    const there = next && next.id !== item ? ` Now ${described(next)}.` : "";
     say(`Saved: ${inWords({ kind, label })}.${there}`);
     soon("numbers", readNumbers, 1);
   }
-  merge(items);
+  if (entry.body.annotator === annotator) merge(items);
+}
+
+function takenBack(item, click) {
+  if (!item) return say("There is nothing to take back.");
+  const place = placeOf(item.id);
+  say(`Taken back: ${described(item)}.`);
+  if (!item.answer && !item.leased) {
+    tell("notice", `Taken back, but somebody else has it now: ${described(item)}`);
+    if (place >= 0) strip.splice(place, 1);
+    if (place >= 0 && place < at) at -= 1;
+  } else if (place < 0 || click === null) goTo(bring(item));
+}
+
+// Where an item is in the strip, into which it is put if it is not there, with the answer that stands.
+function bring(item) {
+  if (item.answer && !answers().has(item.id)) clicks.unshift({ item: item.id, ...item.answer });
+  if (placeOf(item.id) < 0) strip.splice(at, 0, item);
+  return placeOf(item.id);
 }
 
 function refused(entry, words) {
-  const broken = strip.find(({ item }) => item.id === entry.body.item);
-  if (broken) broken.answer = null;
-  done = done.filter((each) => each.entry !== broken);
-  show($("banner"), `Not saved: ${words}`);
+  clicks = clicks.filter(({ request }) => request !== entry.body.request);
+  tell("notice", `Not saved: ${words}`);
   render();
 }
 
-// The items that are ours now: new ones go to the end; those that were given to others, because they
-// lay here for too long, go, unless they are on the screen.
+// The items that are ours now: new ones go to the end, and so do those that are asked for again, as
+// after a skip; those that were given to others, because they lay here for too long, go. What is on
+// the screen stays where it is.
 function merge(items) {
   seen = Date.now();
-  const given = new Set(items.map(({ id }) => id));
   const focus = current();
-  strip = strip.filter((entry, i) => entry.answer || given.has(entry.item.id) || isShown(i));
-  at = focus ? strip.indexOf(focus) : strip.length;
-  const open = new Set(strip.filter(({ answer }) => !answer).map(({ item }) => item.id));
   const away = outbox.items();
-  for (const item of items) {
-    if (!open.has(item.id) && !away.has(item.id)) strip.push({ item, answer: null });
+  const given = new Map(items.filter(({ id }) => !away.has(id)).map((item) => [item.id, item]));
+  const said = answers();
+  strip = strip.filter(({ id }, i) => isShown(i) || Boolean(said.get(id)) !== given.has(id));
+  at = focus ? strip.indexOf(focus) : strip.length;
+  for (const [id, item] of given) {
+    if (said.get(id)) said.get(id).over = true;
+    if (placeOf(id) < 0) strip.push(item);
   }
   if (!focus) goTo(firstOpen(at - 1));
   else render();
@@ -177,8 +195,7 @@ async function readNumbers() {
         renderClasses();
       }
     }
-    if (answer.trouble) show($("banner"), `No further batch: ${answer.trouble}`);
-    else if ($("banner").textContent.startsWith("No further batch")) show($("banner"), "");
+    tell("trouble", answer.trouble && `No further batch: ${answer.trouble}`);
   } catch {
     // The banner tells it where it matters, with the next click.
   }
@@ -186,9 +203,7 @@ async function readNumbers() {
 
 async function lookAgain(id) {
   try {
-    const item = await ask(`items/${id}`);
-    strip.splice(at, 0, { item, answer: null });
-    goTo(at);
+    goTo(bring(await ask(`items/${id}?annotator=${encodeURIComponent(annotator)}`)));
     $("stage").scrollIntoView({ block: "nearest" });
   } catch (error) {
     showConnection(error);
@@ -202,9 +217,10 @@ function soon(name, run, seconds) {
 
 // --- what is shown
 
-function show(box, words) {
-  box.textContent = words;
-  box.hidden = !words;
+function tell(what, words) {
+  banner[what] = words;
+  $("banner").textContent = banner.connection || banner.notice || banner.trouble;
+  $("banner").hidden = !$("banner").textContent;
 }
 
 function say(words) {
@@ -223,7 +239,7 @@ function showConnection(error) {
         : error.status === 404
           ? `Another project is served here now.${clicks}`
           : `${error.message}.${clicks}`;
-  if (words || !/^(Not saved|No further)/.test($("banner").textContent)) show($("banner"), words);
+  tell("connection", words);
 }
 
 function described({ name, text }) {
@@ -240,13 +256,13 @@ function showProgress() {
 
 function render() {
   renderStage();
-  const entry = current();
+  const item = current();
+  const label = item && answers().get(item.id)?.label;
   for (const button of $("classes").children) {
-    const chosen = entry?.answer?.kind === "label" && `${entry.answer.label}` === button.value;
-    button.setAttribute("aria-pressed", chosen);
-    button.disabled = !entry;
+    button.setAttribute("aria-pressed", `${label}` === button.value);
+    button.disabled = !item;
   }
-  for (const id of ["skip", "cannot", "guess"]) $(id).disabled = !entry;
+  for (const id of ["skip", "cannot", "guess"]) $(id).disabled = !item;
   $("back").disabled = at === 0;
   $("one").setAttribute("aria-pressed", !grid);
   $("grid").setAttribute("aria-pressed", grid);
@@ -255,22 +271,24 @@ function render() {
 
 function renderStage() {
   const stage = $("stage");
+  const item = current();
+  const said = answers();
   stage.className = grid && strip.length ? "tiles" : "one";
   if (grid && strip.length) {
     if (at === strip.length && at % TILES === 0) return stage.replaceChildren(empty());
     const first = firstTile();
     const held = document.activeElement?.dataset?.place;
-    stage.replaceChildren(...strip.slice(first, first + TILES).map((entry, i) => tile(entry, first + i)));
+    const tiles = strip.slice(first, first + TILES);
+    stage.replaceChildren(...tiles.map((item, i) => tile(item, said.get(item.id), first + i)));
     if (held !== undefined) stage.querySelector(`[data-place="${at}"]`)?.focus({ preventScroll: true });
   } else {
-    stage.replaceChildren(...(current() ? single(current()) : [empty()]));
+    stage.replaceChildren(...(item ? single(item, said.get(item.id)) : [empty()]));
   }
-  // Kept with the item: what the server answers to an earlier click draws the stage anew.
-  const guess = current()?.guess;
+  const guess = guesses.get(item?.id);
   if (guess) stage.append(element("p", { class: "guess" }, "The model's guess: ", element("bdi", {}, guess)));
 }
 
-function* single({ item, answer }) {
+function* single(item, answer) {
   yield content(item, true);
   const line = element("p", { class: "under" }, element("bdi", { class: "name" }, title(item)));
   if (answer) line.append(element("span", { class: "said" }, "Your answer: ", element("bdi", {}, inWords(answer))));
@@ -281,7 +299,7 @@ function title(item) {
   return project.kind === "images" ? item.name : `Row ${item.name}`;
 }
 
-function tile({ item, answer }, place) {
+function tile(item, answer, place) {
   const label = `${described(item)}${answer ? `, ${inWords(answer)}` : ""}`;
   const button = element("button", { type: "button", class: "tile", "data-place": place, "aria-label": label },
     content(item, false), element("span", { class: "said" }, answer ? element("bdi", {}, inWords(answer)) : ""));
@@ -317,7 +335,7 @@ function image(item) {
 
 function prefetch() {
   if (project.kind !== "images") return;
-  const near = strip.slice(Math.max(0, at - TILES), at + 2 * TILES).map(({ item }) => item);
+  const near = strip.slice(Math.max(0, at - TILES), at + 2 * TILES);
   const kept = new Set(near.map(({ id }) => id));
   for (const id of images.keys()) if (!kept.has(id)) images.delete(id);
   near.forEach(image);
@@ -369,13 +387,13 @@ function renderClasses() {
 }
 
 async function showGuess() {
-  const entry = current();
-  if (!entry) return;
+  const item = current();
+  if (!item) return;
   try {
-    const guess = await ask(`items/${entry.item.id}/guess`);
+    const guess = await ask(`items/${item.id}/guess`);
     const words = guess ? `${nameOf(guess.class)}, ${(100 * guess.confidence).toFixed(0)} % sure` : "none yet";
-    entry.guess = words;
-    if (entry !== current()) return;
+    guesses.set(item.id, words);
+    if (item !== current()) return;
     renderStage();
     say(`The model's guess: ${words}.`);
   } catch (error) {
@@ -427,9 +445,9 @@ async function rename() {
   const before = annotator;
   annotator = name;
   remember("fastbadge:annotator", name);
-  strip = strip.filter(({ answer }) => answer);
-  done = [];
-  goTo(strip.length);
+  strip = [];
+  clicks = [];
+  goTo(0);
   try {
     await ask("release", { annotator: before });
   } catch {
@@ -443,10 +461,11 @@ async function addClass(event) {
   try {
     project.classes = await ask("classes", { name: $("name").value });
     $("name").value = "";
+    tell("notice", "");
     renderClasses();
     soon("numbers", readNumbers, 1);
   } catch (error) {
-    if (error instanceof Refused && error.status === 400) show($("banner"), `Not added: ${error.message}`);
+    if (error instanceof Refused && error.status === 400) tell("notice", `Not added: ${error.message}`);
     else showConnection(error);
   }
 }
@@ -462,7 +481,8 @@ function back() {
   if (document.hidden) return;
   if (Date.now() - seen > 0.9 * 1000 * LEASE_SECONDS) {
     // What lay here has gone to others: begin again behind what was answered.
-    strip = strip.filter(({ answer }) => answer);
+    const said = answers();
+    strip = strip.filter(({ id }) => said.get(id));
     goTo(strip.length);
   }
   readNext();
