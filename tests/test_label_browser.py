@@ -336,10 +336,75 @@ def test_a_server_that_dies_under_the_page_loses_no_click(tmp_path, open_page):
     open_page.troubles.clear()
 
 
+def poll(page):
+    """What the page does every few seconds: ask for items and numbers."""
+    until_saved(page)  # before that it does not
+    with page.expect_response("**/next"), page.expect_response("**/numbers"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def stays_while_the_page_polls(page):
+    page.evaluate(
+        "text = document.querySelector('#stage .text'); text.focus(); text.scrollTop = 300;"
+        "getSelection().selectAllChildren(text)"
+    )
+    selected = page.evaluate("`${getSelection()}`")
+    poll(page)
+    assert page.evaluate("[text.scrollTop, document.activeElement === text]") == [300, True]
+    assert page.evaluate("`${getSelection()}`") == selected != ""
+    page.get_by_role("button", name="Grid").click()
+    third = page.locator(".tile").nth(2)
+    third.focus()
+    assert len(third.locator(".text").inner_text()) <= 400
+    poll(page)
+    page.keyboard.press("Enter")
+    assert third.get_attribute("aria-current") == "true"
+
+
+def test_looking_again_at_what_others_differ_on(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    page.get_by_role("button", name="Grid").click()
+    name, other = (label_in_grid(page) for _ in range(2))
+    label_as_another(directory, name), label_as_another(directory, other)
+    differ = page.locator("details", has_text="Annotators differ")
+    until_saved(page)
+    label_in_grid(page)  # so that the disputes are counted
+    until(lambda: poll(page) or differ.count())
+    differ.locator("summary").click()
+    again = differ.locator("li", has_text=name).get_by_role("button")
+    again.focus()
+    label_in_grid(page, by="cannot")
+    told = page.locator("aside").get_by_text("1 could not be told.")
+    until(lambda: poll(page) or told.count())
+    assert page.evaluate("document.activeElement.textContent") == "Look again"
+    page.keyboard.press("Enter")
+    tile = page.locator(f'.tile[aria-label^="{name}"]')
+    until(lambda: tile.get_attribute("aria-current") == "true")
+    assert tile.count() == 1 and tile.locator(".said").inner_text() == truth(name)
+    assert page.locator(".tile img").count() == page.locator(".tile").count()
+    page.reload()
+    until(lambda: page.locator(".tile").count())
+    differ.locator("summary").click()
+    again.click()
+    until(lambda: tile.count() and tile.get_attribute("aria-current") == "true")
+    assert tile.locator(".said").inner_text() == truth(name)
+
+
+def label_in_grid(page, by="class"):
+    here = page.locator(".tile[aria-current]")
+    name = re.match(r"\d+\.png", here.get_attribute("aria-label"))[0]
+    page.locator(f'.tile[aria-label="{name}"]').wait_for()
+    page.keyboard.press("t" if by == "cannot" else "2" if truth(name) == "light" else "1")
+    page.locator(f'.tile.answered[aria-label^="{name}"]').wait_for()
+    return name
+
+
 def test_what_a_text_or_a_name_contains_is_never_markup(tmp_path, open_page):
     markup = '<img src=x onerror="alert(1)"><b>bold</b> & "quoted"'
     table = tmp_path / "texts.csv"
-    rows = "".join('"{}, {}"\n'.format(markup.replace('"', '""'), i) for i in range(20))
+    quoted = markup.replace('"', '""') + "\nand on" * 100
+    rows = "".join(f'"{quoted}, {i}"\n' for i in range(20))
     table.write_text(f"text\n{rows}", encoding="utf-8")
     config = Config(kind="texts", source=str(table), text_column="text", features="tfidf", batch=10)
     directory = tmp_path / "labels"
@@ -352,6 +417,7 @@ def test_what_a_text_or_a_name_contains_is_never_markup(tmp_path, open_page):
         until_saved(page)
         page.locator("aside").get_by_text("<i>one</i>").wait_for()
         assert page.locator("main img, main b, main i, aside i").count() == 0
+        stays_while_the_page_polls(page)
         ((_, label),) = recorded(directory, annotator(page))
         page.context.close()
     assert label == "<i>one</i>"

@@ -83,9 +83,12 @@ function firstOpen(i) {
 }
 
 function goTo(i) {
+  const held = document.activeElement?.classList.contains("tile");
   at = Math.max(0, Math.min(i, strip.length));
   shown = performance.now();
+  for (const [id, made] of images) if (made.matches(".lost")) images.delete(id); // tried again
   render();
+  if (held) $("stage").querySelector("[aria-current]")?.focus({ preventScroll: true });
 }
 
 function step(by) {
@@ -229,16 +232,16 @@ function say(words) {
 
 function showConnection(error) {
   const waiting = outbox.size;
-  const clicks = waiting ? ` ${count(waiting)} ${waiting === 1 ? "click waits" : "clicks wait"} in this browser.` : "";
+  const left = waiting ? ` ${count(waiting)} ${waiting === 1 ? "click waits" : "clicks wait"} in this browser.` : "";
   const words = !error
     ? ""
     : !(error instanceof Refused)
-      ? `Not connected.${clicks} Trying again.`
+      ? `Not connected.${left} Trying again.`
       : error.status === 401
-        ? `No access any more: open the address that the server printed.${clicks}`
+        ? `No access any more: open the address that the server printed.${left}`
         : error.status === 404
-          ? `Another project is served here now.${clicks}`
-          : `${error.message}.${clicks}`;
+          ? `Another project is served here now.${left}`
+          : `${error.message}.${left}`;
   tell("connection", words);
 }
 
@@ -248,9 +251,8 @@ function described({ name, text }) {
 
 function showProgress() {
   const { items, missing, labelled, cannot_tell } = summary.status;
-  const answers = labelled + cannot_tell;
   $("bar").max = Math.max(1, items - missing);
-  $("bar").value = answers;
+  $("bar").value = labelled + cannot_tell;
   $("progress").textContent = `${count(labelled)} of ${count(items - missing)} labelled`;
 }
 
@@ -269,52 +271,77 @@ function render() {
   prefetch();
 }
 
+// What is there already stays as it is, with its focus, its scrolling and what is selected in it:
+// the server is asked every few seconds, and mostly nothing has changed.
 function renderStage() {
   const stage = $("stage");
   const item = current();
+  const first = firstTile();
+  const tiles = grid ? strip.slice(first, first + TILES) : [];
   const said = answers();
   stage.className = grid && strip.length ? "tiles" : "one";
-  if (grid && strip.length) {
-    if (at === strip.length && at % TILES === 0) return stage.replaceChildren(empty());
-    const first = firstTile();
-    const held = document.activeElement?.dataset?.place;
-    const tiles = strip.slice(first, first + TILES);
-    stage.replaceChildren(...tiles.map((item, i) => tile(item, said.get(item.id), first + i)));
-    if (held !== undefined) stage.querySelector(`[data-place="${at}"]`)?.focus({ preventScroll: true });
-  } else {
-    stage.replaceChildren(...(item ? single(item, said.get(item.id)) : [empty()]));
-  }
+  const nodes = tiles.length
+    ? tiles.map((each, i) => tile(each, said.get(each.id), first + i === at))
+    : item
+      ? [content(item, true), under(item, said.get(item.id))]
+      : [empty()];
   const guess = guesses.get(item?.id);
-  if (guess) stage.append(element("p", { class: "guess" }, "The model's guess: ", element("bdi", {}, guess)));
+  if (guess) {
+    nodes.push(kept(`guess ${guess}`, () =>
+      element("p", { class: "guess" }, "The model's guess: ", element("bdi", {}, guess))));
+  }
+  for (const node of [...stage.childNodes]) if (!nodes.includes(node)) node.remove();
+  nodes.forEach((node, i) => {
+    if (stage.childNodes[i] !== node) stage.insertBefore(node, stage.childNodes[i] ?? null);
+  });
 }
 
-function* single(item, answer) {
-  yield content(item, true);
-  const line = element("p", { class: "under" }, element("bdi", { class: "name" }, title(item)));
-  if (answer) line.append(element("span", { class: "said" }, "Your answer: ", element("bdi", {}, inWords(answer))));
-  yield line;
+// The element of that key on the stage; made if it is not there.
+function kept(key, make) {
+  const found = [...$("stage").children].find(({ dataset }) => dataset.key === key);
+  const node = found ?? make();
+  node.dataset.key = key;
+  return node;
+}
+
+function under(item, answer) {
+  return kept(`under ${item.id} ${answer ? inWords(answer) : ""}`, () => {
+    const line = element("p", { class: "under" }, element("bdi", { class: "name" }, title(item)));
+    if (answer) line.append(element("span", { class: "said" }, "Your answer: ", element("bdi", {}, inWords(answer))));
+    return line;
+  });
 }
 
 function title(item) {
   return project.kind === "images" ? item.name : `Row ${item.name}`;
 }
 
-function tile(item, answer, place) {
-  const label = `${described(item)}${answer ? `, ${inWords(answer)}` : ""}`;
-  const button = element("button", { type: "button", class: "tile", "data-place": place, "aria-label": label },
-    content(item, false), element("span", { class: "said" }, answer ? element("bdi", {}, inWords(answer)) : ""));
-  if (place === at) button.setAttribute("aria-current", "true");
-  if (answer) button.classList.add("answered");
-  button.addEventListener("click", () => goTo(place));
+function tile(item, answer, isCurrent) {
+  const words = answer ? inWords(answer) : "";
+  const button = kept(`tile ${item.id}`, () => {
+    const made = element("button", { type: "button", class: "tile" },
+      content(item, false), element("span", { class: "said" }, element("bdi")));
+    made.addEventListener("click", () => goTo(placeOf(item.id)));
+    return made;
+  });
+  const [shows, line] = button.children;
+  if (project.kind === "images" && shows !== image(item)) shows.replaceWith(image(item));
+  if (line.textContent !== words) line.firstChild.textContent = words;
+  button.setAttribute("aria-label", `${described(item)}${words && `, ${words}`}`);
+  button.classList.toggle("answered", Boolean(answer));
+  if (isCurrent) button.setAttribute("aria-current", "true");
+  else button.removeAttribute("aria-current");
   return button;
 }
 
 function content(item, whole) {
   if (project.kind === "images") return image(item);
-  if (project.kind === "features") return element("p", { class: "row" }, `Row ${item.name}`);
-  const text = element(whole ? "div" : "span", { class: "text", dir: "auto" }, whole ? item.text : item.text.slice(0, 400));
-  if (whole) text.tabIndex = 0; // so that a long one scrolls by the keyboard
-  return text;
+  return kept(`${whole ? "whole" : "part"} ${item.id}`, () => {
+    if (project.kind === "features") return element("p", { class: "row" }, `Row ${item.name}`);
+    const text = element(whole ? "div" : "span", { class: "text", dir: "auto" }, whole ? item.text : item.text.slice(0, 400));
+    if (whole) text.tabIndex = 0; // so that a long one scrolls by the keyboard
+    return text;
+  });
 }
 
 function image(item) {
@@ -326,7 +353,7 @@ function image(item) {
     made.addEventListener("error", () => {
       const lost = element("p", { class: "lost" }, "This image cannot be shown: it has gone, or is none.");
       made.replaceWith(lost);
-      images.delete(item.id);
+      if (images.get(item.id) === made) images.set(item.id, lost);
     });
     images.set(item.id, made);
   }
@@ -357,7 +384,7 @@ function empty() {
       element("p", {}, "To have them in a file: ",
         element("code", {}, `fastbadge label export PROJECT --csv labels.csv`)));
   }
-  return box;
+  return kept(box.textContent, () => box);
 }
 
 // A class that is called by a digit has that key; the others have what is left, in their order.
