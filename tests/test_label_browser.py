@@ -154,6 +154,12 @@ def label_as_another(directory, name):
     clicks.record_label(directory, item.id, label, "another", request=f"another {name}")
 
 
+def leases(directory, who):
+    with connected(directory) as connection:
+        query = "SELECT count(*) FROM assignment WHERE annotator = ?"
+        return connection.execute(query, (who,)).fetchone()[0]
+
+
 def batches(directory):
     with connected(directory) as connection:
         return connection.execute("SELECT count(*) FROM batch").fetchone()[0]
@@ -238,6 +244,30 @@ def test_a_skip_withdraws_and_an_undo_brings_back_what_nobody_else_has(shared, o
     page.keyboard.press("s")
     until_saved(page)
     assert not page.locator("#banner").is_visible()
+
+
+def test_a_page_that_is_closed_gives_its_items_back_and_sends_its_clicks_later(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    shown(page)
+    who = annotator(page)
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    page.route("**/clicks", lambda route: None)  # never arrives
+    name = label_one(page)
+    page.goto("about:blank")
+    assert leases(directory, who) > 0 and answers(directory, who) == []
+    page.unroute("**/clicks")
+    page.goto(url)
+    until_saved(page)
+    assert answers(directory, who) == [(name, truth(name))]
+    tab = page.context.new_page()
+    tab.goto(url)
+    shown(tab)
+    with tab.expect_response("**/next"):  # it has the same items, and takes them again
+        page.goto("about:blank")
+    until(lambda: leases(directory, who) > 0)
+    tab.goto("about:blank")
+    until(lambda: leases(directory, who) == 0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

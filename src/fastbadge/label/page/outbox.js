@@ -28,6 +28,7 @@ export async function ask(path, body) {
     headers: body === undefined ? {} : { "Content-Type": "application/json" },
     body: body === undefined ? undefined : JSON.stringify(body),
     cache: "no-store",
+    keepalive: body !== undefined, // what is on its way arrives though the page is closed
     signal: AbortSignal.timeout(TIMEOUT_SECONDS * 1000),
   });
   if (response.ok) return response.json();

@@ -11,6 +11,7 @@ const TILES = 12;
 const TINY_PIXELS = 96; // smaller images show their pixels
 const LEASE_SECONDS = 600;
 const RESERVED = "gstu";
+const LEFT = `fastbadge:${location.pathname}:left`;
 const $ = (id) => document.getElementById(id);
 
 let project = { name: "", kind: "images", overlap: 1, classes: [] };
@@ -516,6 +517,14 @@ function back() {
   readNumbers();
 }
 
+// The items here are for others then. Not where the page may come back, as on a phone, nor while
+// clicks wait: they are sent when it is opened again.
+function leave(event) {
+  if (event.persisted || outbox.size) return;
+  ask("release", { annotator }).catch(() => {});
+  remember(LEFT, Date.now()); // which the other tabs of this annotator hear
+}
+
 async function open() {
   try {
     project = await ask("project");
@@ -547,4 +556,6 @@ $("undo").addEventListener("click", undo);
 $("guess").addEventListener("click", showGuess);
 document.addEventListener("keydown", press);
 document.addEventListener("visibilitychange", back);
+addEventListener("pagehide", leave);
+addEventListener("storage", ({ key }) => key === LEFT && soon("next", readNext, 0.5));
 open();
