@@ -21,6 +21,7 @@ page would like to have in hand, the next batch is chosen in the background; nob
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -38,6 +39,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fastbadge.errors import FastbadgeError, InputError, ProjectError
 from fastbadge.label import clicks, project
@@ -57,6 +59,7 @@ _PAGE = {
     "icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _MOST_ITEMS = 60
+_HEAD_SECONDS = 10.0
 
 
 class Desk:
@@ -224,6 +227,23 @@ def create_app(
     return guard
 
 
+class _Protocol(H11Protocol):
+    """HTTP/1.1, for those who send the head of a request in time, which uvicorn does not ask for.
+
+    Once it is there the guard closes the connection of whoever has no token.
+    """
+
+    scope: Any  # None before the first head has come
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(_HEAD_SECONDS, self._close_unless_asked)
+
+    def _close_unless_asked(self) -> None:
+        if self.scope is None:
+            self.transport.close()
+
+
 def create_server(app: Guard) -> uvicorn.Server:
     """What runs the application: HTTP/1.1 by h11, which refuses requests that can be read two ways.
 
@@ -231,7 +251,7 @@ def create_server(app: Guard) -> uvicorn.Server:
     """
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
