@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastbadge.label import clicks
 from fastbadge.label.initialise import init_project
 from fastbadge.label.project import Config, read_items
 from fastbadge.label.schema import connected
@@ -137,6 +138,28 @@ def recorded(directory, *annotators):
     return [(names[item], label) for item, who, label in rows if who in annotators]
 
 
+def answers(directory, who):
+    """(name, class) of the answers of theirs that count."""
+    query = "SELECT item.name, class.name FROM answer JOIN item ON item.id = item JOIN class "
+    with connected(directory) as connection:
+        return connection.execute(
+            query + "ON class.id = class WHERE annotator = ? ORDER BY answer.id", (who,)
+        ).fetchall()
+
+
+def label_as_another(directory, name):
+    """Somebody else labels the item of that name, wrongly."""
+    item = next(item for item in read_items(directory) if item.name == name)
+    label = 1 if truth(name) == "light" else 2
+    clicks.record_label(directory, item.id, label, "another", request=f"another {name}")
+
+
+def leases(directory, who):
+    with connected(directory) as connection:
+        query = "SELECT count(*) FROM assignment WHERE annotator = ?"
+        return connection.execute(query, (who,)).fetchone()[0]
+
+
 def batches(directory):
     with connected(directory) as connection:
         return connection.execute("SELECT count(*) FROM batch").fetchone()[0]
@@ -172,6 +195,79 @@ def test_two_browsers_never_have_the_same_item(shared, open_page):
     assert len(set(people)) == 2
     assert len(set(done)) == len(done)
     assert sorted(recorded(directory, *people)) == sorted((name, truth(name)) for name in done)
+
+
+def test_undo_takes_back_what_its_own_tab_shows(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    first = label_one(page)
+    until_saved(page)
+    tab = page.context.new_page()
+    tab.goto(url)
+    second = label_one(tab)
+    until_saved(tab)
+    page.keyboard.press("u")
+    until_saved(page)
+    assert shown(page) == first != second
+    assert answers(directory, annotator(page)) == [(second, truth(second))]
+
+
+def test_a_skip_withdraws_and_an_undo_brings_back_what_nobody_else_has(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    name = label_one(page)
+    said = page.locator("#stage .said")
+
+    def skip():
+        before = shown(page)
+        page.keyboard.press("s")
+        until(lambda: shown(page) != before)
+        until_saved(page)
+
+    page.keyboard.press("ArrowLeft")
+    assert said.inner_text() == f"Your answer: {truth(name)}" and shown(page) == name
+    skip()
+    page.keyboard.press("ArrowLeft")
+    assert said.inner_text() == "Your answer: skipped" and shown(page) == name
+    assert answers(directory, annotator(page)) == []
+    page.keyboard.press("u")
+    until_saved(page)
+    assert said.inner_text() == f"Your answer: {truth(name)}" and shown(page) == name
+    assert answers(directory, annotator(page)) == [(name, truth(name))]
+    page.keyboard.press("ArrowRight")
+    name = shown(page)
+    skip()
+    label_as_another(directory, name)
+    page.keyboard.press("u")
+    page.get_by_text(f"Taken back, but somebody else has it now: {name}").wait_for()
+    assert shown(page) != name
+    page.keyboard.press("s")
+    until_saved(page)
+    assert not page.locator("#banner").is_visible()
+
+
+def test_a_page_that_is_closed_gives_its_items_back_and_sends_its_clicks_later(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    shown(page)
+    who = annotator(page)
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    page.route("**/clicks", lambda route: None)  # never arrives
+    name = label_one(page)
+    page.goto("about:blank")
+    assert leases(directory, who) > 0 and answers(directory, who) == []
+    page.unroute("**/clicks")
+    page.goto(url)
+    until_saved(page)
+    assert answers(directory, who) == [(name, truth(name))]
+    tab = page.context.new_page()
+    tab.goto(url)
+    shown(tab)
+    with tab.expect_response("**/next"):  # it has the same items, and takes them again
+        page.goto("about:blank")
+    until(lambda: leases(directory, who) > 0)
+    tab.goto("about:blank")
+    until(lambda: leases(directory, who) == 0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -270,10 +366,75 @@ def test_a_server_that_dies_under_the_page_loses_no_click(tmp_path, open_page):
     open_page.troubles.clear()
 
 
+def poll(page):
+    """What the page does every few seconds: ask for items and numbers."""
+    until_saved(page)  # before that it does not
+    with page.expect_response("**/next"), page.expect_response("**/numbers"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def stays_while_the_page_polls(page):
+    page.evaluate(
+        "text = document.querySelector('#stage .text'); text.focus(); text.scrollTop = 300;"
+        "getSelection().selectAllChildren(text)"
+    )
+    selected = page.evaluate("`${getSelection()}`")
+    poll(page)
+    assert page.evaluate("[text.scrollTop, document.activeElement === text]") == [300, True]
+    assert page.evaluate("`${getSelection()}`") == selected != ""
+    page.get_by_role("button", name="Grid").click()
+    third = page.locator(".tile").nth(2)
+    third.focus()
+    assert len(third.locator(".text").inner_text()) <= 400
+    poll(page)
+    page.keyboard.press("Enter")
+    assert third.get_attribute("aria-current") == "true"
+
+
+def test_looking_again_at_what_others_differ_on(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    page.get_by_role("button", name="Grid").click()
+    name, other = (label_in_grid(page) for _ in range(2))
+    label_as_another(directory, name), label_as_another(directory, other)
+    differ = page.locator("details", has_text="Annotators differ")
+    until_saved(page)
+    label_in_grid(page)  # so that the disputes are counted
+    until(lambda: poll(page) or differ.count())
+    differ.locator("summary").click()
+    again = differ.locator("li", has_text=name).get_by_role("button")
+    again.focus()
+    label_in_grid(page, by="cannot")
+    told = page.locator("aside").get_by_text("1 could not be told.")
+    until(lambda: poll(page) or told.count())
+    assert page.evaluate("document.activeElement.textContent") == "Look again"
+    page.keyboard.press("Enter")
+    tile = page.locator(f'.tile[aria-label^="{name}"]')
+    until(lambda: tile.get_attribute("aria-current") == "true")
+    assert tile.count() == 1 and tile.locator(".said").inner_text() == truth(name)
+    assert page.locator(".tile img").count() == page.locator(".tile").count()
+    page.reload()
+    until(lambda: page.locator(".tile").count())
+    differ.locator("summary").click()
+    again.click()
+    until(lambda: tile.count() and tile.get_attribute("aria-current") == "true")
+    assert tile.locator(".said").inner_text() == truth(name)
+
+
+def label_in_grid(page, by="class"):
+    here = page.locator(".tile[aria-current]")
+    name = re.match(r"\d+\.png", here.get_attribute("aria-label"))[0]
+    page.locator(f'.tile[aria-label="{name}"]').wait_for()
+    page.keyboard.press("t" if by == "cannot" else "2" if truth(name) == "light" else "1")
+    page.locator(f'.tile.answered[aria-label^="{name}"]').wait_for()
+    return name
+
+
 def test_what_a_text_or_a_name_contains_is_never_markup(tmp_path, open_page):
     markup = '<img src=x onerror="alert(1)"><b>bold</b> & "quoted"'
     table = tmp_path / "texts.csv"
-    rows = "".join('"{}, {}"\n'.format(markup.replace('"', '""'), i) for i in range(20))
+    quoted = markup.replace('"', '""') + "\nand on" * 100
+    rows = "".join(f'"{quoted}, {i}"\n' for i in range(20))
     table.write_text(f"text\n{rows}", encoding="utf-8")
     config = Config(kind="texts", source=str(table), text_column="text", features="tfidf", batch=10)
     directory = tmp_path / "labels"
@@ -286,6 +447,7 @@ def test_what_a_text_or_a_name_contains_is_never_markup(tmp_path, open_page):
         until_saved(page)
         page.locator("aside").get_by_text("<i>one</i>").wait_for()
         assert page.locator("main img, main b, main i, aside i").count() == 0
+        stays_while_the_page_polls(page)
         ((_, label),) = recorded(directory, annotator(page))
         page.context.close()
     assert label == "<i>one</i>"

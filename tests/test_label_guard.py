@@ -1,5 +1,6 @@
 """The labelling server attacked: who may come in, what is served, what is read."""
 
+import http.client
 import io
 import json
 import re
@@ -352,6 +353,9 @@ def test_other_methods_are_not_allowed(client, method):
         (GOOD | {"annotator": "a" * 101}, 400),
         (GOOD | {"request": ""}, 400),
         (GOOD | {"request": 7}, 400),
+        (GOOD | {"n": 0}, 400),
+        (GOOD | {"n": 61}, 400),
+        (GOOD | {"n": None}, 400),
         (GOOD | {"seconds": -1}, 400),
         (GOOD | {"seconds": 10**400}, 400),
         (json.dumps(GOOD)[:-1].encode() + b', "seconds": 1e999}', 400),
@@ -399,3 +403,28 @@ def test_requests_that_can_be_read_two_ways_are_refused(client, monkeypatch):
     ]:
         answer = tools.answer_to(client.host, head + lines + b"\r\n{}")
         assert answer[9:12] in (b"400", b"401", b"501"), (lines, answer)
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(client, monkeypatch):
+    monkeypatch.setattr(server, "_HEAD_SECONDS", 0.05)
+    host, _, port = client.host.partition(":")
+    kept = http.client.HTTPConnection(host, int(port), timeout=10)
+    kept.request("GET", f"{client.base}project", headers={"Cookie": client.cookie})
+    kept.getresponse().read()
+    stranger = (
+        f"POST {client.base}next HTTP/1.1\r\nHost: {client.host}\r\nContent-Length: 9\r\n\r\n"
+    )
+    for sent, answer in [
+        (b"", b""),
+        (b"GET / HTTP/1.1\r\n", b""),
+        (stranger.encode(), b"HTTP/1.1 401"),
+    ]:
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(sent)
+            came = b""
+            while part := connection.recv(65536):  # until it is closed
+                came += part
+            assert came.startswith(answer) and bool(came) == bool(answer)
+    kept.request("GET", f"{client.base}project", headers={"Cookie": client.cookie})
+    assert kept.getresponse().status == 200  # on the same connection
+    kept.close()

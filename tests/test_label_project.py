@@ -17,6 +17,7 @@ import pytest
 import fastbadge
 from fastbadge.errors import InputError, ProjectError
 from fastbadge.label import clicks, project
+from fastbadge.label.exchange import export_rows
 from fastbadge.label.project import Config, Found, ModelState, Pick
 
 CONFIG = Config(kind="texts", source="/data/table.csv", features="tfidf", text_column="text")
@@ -218,6 +219,37 @@ def test_skipped_items_come_last_and_are_open_to_others(tmp_path):
     assert (status.labelled, status.cannot_tell, status.waiting) == (0, 0, 3)
 
 
+def test_a_skip_withdraws_the_answer_until_it_is_taken_back(tmp_path):
+    make(tmp_path, batch=1)
+    clicks.record_label(tmp_path, 1, 1, "ann", request="1")
+    clicks.record_label(tmp_path, 1, 2, "ann", request="2")
+    clicks.skip(tmp_path, 1, "ann", request="3")
+    assert project.count_waiting(tmp_path) == 1
+    assert project.take_snapshot(tmp_path).class_N[0] == 0
+    assert ids(clicks.next_items(tmp_path, "ann")) == [1]
+    clicks.release(tmp_path, "ann")
+    assert ids(clicks.next_items(tmp_path, "bob")) == [1]
+    clicks.undo(tmp_path, "ann", request="4")
+    assert project.count_waiting(tmp_path) == 0
+    assert project.take_snapshot(tmp_path).class_N[0] == 2
+    assert ids(clicks.next_items(tmp_path, "ann")) == []
+    clicks.skip(tmp_path, 1, "bob", request="5")  # says nothing of what ann said
+    assert project.take_snapshot(tmp_path).class_N[0] == 2
+
+
+def test_a_project_of_before_counts_as_one_of_today(tmp_path):
+    make(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "project.sqlite")) as connection:
+        connection.executescript(
+            "DROP VIEW IF EXISTS answer; DROP VIEW IF EXISTS settled;"
+            "CREATE VIEW answer AS SELECT id, item, annotator, class FROM label;"
+            "CREATE VIEW settled AS SELECT item, class, 2 AS opinions FROM answer"
+        )
+    clicks.record_label(tmp_path, 1, 1, "ann", request="1")
+    clicks.skip(tmp_path, 1, "ann", request="2")
+    assert project.read_status(tmp_path).labelled == project.read_status(tmp_path).disputed == 0
+
+
 def test_a_skip_taken_back_does_not_take_the_item_from_whom_it_was_given_to(tmp_path):
     make(tmp_path, batch=1)
     clicks.next_items(tmp_path, "ann")
@@ -242,6 +274,35 @@ def test_cannot_tell_is_an_answer_without_a_class(tmp_path):
     snapshot, status = project.take_snapshot(tmp_path), project.read_status(tmp_path)
     assert snapshot.answered_N[0] and snapshot.class_N[0] == 0
     assert (status.labelled, status.cannot_tell, status.waiting) == (0, 1, 9)
+
+
+@pytest.mark.parametrize(
+    ("answers", "settled", "disputed"),
+    [
+        ([None, None, 2], 0, True),
+        ([2, None, None], 0, True),
+        ([None, 2, 2], 2, True),
+        ([1, None, 2], 2, True),  # a tie: what was said last
+        ([1, 2, None], 0, True),
+        ([1, 1, 1], 1, False),
+        ([None, None, None], 0, False),
+    ],
+)
+def test_cannot_tell_is_one_of_the_opinions(tmp_path, answers, settled, disputed):
+    make(tmp_path, overlap=3)
+    for who, label in zip("abc", answers, strict=True):
+        if label is None:
+            clicks.record_cannot_tell(tmp_path, 1, who, request=who)
+        else:
+            clicks.record_label(tmp_path, 1, label, who, request=who)
+    said = dict(zip("abc", answers, strict=True))
+    assert project.take_snapshot(tmp_path).class_N[0] == settled
+    assert project.read_disputes(tmp_path) == ({1: said} if disputed else {})
+    status = project.read_status(tmp_path)
+    assert (status.labelled, status.cannot_tell) == ((1, 0) if settled else (0, 1))
+    assert status.disputed == disputed
+    exported = [(row["label"], row["disputed"]) for row in export_rows(tmp_path)]
+    assert exported == ([({1: "cat", 2: "dog"}[settled], disputed)] if settled else [])
 
 
 def test_overlap_gives_an_item_to_so_many_and_no_more(tmp_path):

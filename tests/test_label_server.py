@@ -1,5 +1,6 @@
 """The labelling server over real sockets: the loop of annotators, and the rounds behind it."""
 
+import errno
 import os
 import signal
 import sqlite3
@@ -35,7 +36,8 @@ def test_the_loop_of_an_annotator(tmp_path):
         assert [item["id"] for item in after["items"]] == [2, 3, 4]
         client.click(2, kind="cannot tell")
         assert client.click(3, kind="skip", n=9)["items"][-1]["id"] == 3
-        assert client.ask("items/3") == {"id": 3, "name": "2", "text": "text 2"}
+        item = {"id": 3, "name": "2", "text": "text 2"}
+        assert client.ask("items/3") == item | {"answer": None, "leased": False}
         assert client.ask("items/3/guess") == {"class": 2, "confidence": 0.75}
         assert client.ask("items/11/guess") is None  # in no batch, so nobody guessed
         assert rows(tmp_path, "SELECT item, kind, class, seconds, annotator FROM label") == [
@@ -58,8 +60,39 @@ def test_undo_and_what_is_sent_twice(tmp_path):
             answer = client.ask("undo", back)
             assert answer["undone"]["id"] == 2
             assert [item["id"] for item in answer["items"]] == [2, 3]
+        assert client.post("undo", back | {"request": "further", "n": 0}).status == 400  # not done
         assert client.ask("undo", back | {"request": "further"})["undone"]["id"] == 1
         assert client.ask("undo", back | {"request": "too far"})["undone"] is None
+
+
+def test_undo_takes_back_the_click_that_it_names_whichever_tab_made_it(tmp_path):
+    with served(texts(tmp_path)) as client:
+        client.click(1, request="one"), client.click(2, request="two")
+        client.click(3, annotator="bob", request="three")
+        back = {"annotator": "ann", "n": 1}
+        undone = client.ask("undo", back | {"request": "1", "click": "one"})["undone"]
+        item = {"id": 1, "name": "0", "text": "text 0"}
+        assert undone == item | {"answer": None, "leased": True}
+        for click in ("one", "three", "no such"):  # again, another's, none
+            body = back | {"request": f"not {click}", "click": click}
+            assert client.ask("undo", body)["undone"] is None
+        assert client.post("undo", back | {"request": "4", "click": 2}).status == 400
+        assert rows(tmp_path, "SELECT item FROM label WHERE undone IS NULL") == [(2,), (3,)]
+
+
+def test_undo_says_whether_the_item_is_the_annotators_again(tmp_path):
+    with served(texts(tmp_path, batch=1)) as client:
+        client.click(1, kind="skip"), client.ask("release", {"annotator": "ann"})
+        assert client.next("bob") == [1]
+        back = {"annotator": "ann", "n": 1, "request": "1"}
+        for _ in range(2):
+            undone = client.ask("undo", back)["undone"]
+            assert (undone["id"], undone["answer"], undone["leased"]) == (1, None, False)
+        client.click(1, annotator="bob", request="first")
+        client.click(1, annotator="bob", label=2)
+        undone = client.ask("undo", back | {"annotator": "bob", "request": "2"})["undone"]
+        assert undone["answer"] == {"request": "first", "kind": "label", "label": 1}
+        assert client.ask("items/1?annotator=bob") == undone
 
 
 def test_no_item_is_with_two_annotators_unless_overlap_is_asked_for(tmp_path):
@@ -152,11 +185,11 @@ def test_batches_come_from_behind_and_the_numbers_follow(tmp_path, monkeypatch):
         assert summary["annotators"] == [["ann", 80]]
         assert summary["numbers"]["accuracy"]["total"] == summary["numbers"]["slice_size"] >= 30
         assert summary["disputes"] == []
-        client.click(1, annotator="bob", label=10)
+        client.click(1, annotator="bob", kind="cannot tell")
         until(lambda: client.ask("numbers")["summary"]["disputes"])
         truth = str(digits.target[0])
         assert client.ask("numbers")["summary"]["disputes"] == [
-            {"item": 1, "name": "0", "answers": [["ann", truth], ["bob", "9"]]}
+            {"item": 1, "name": "0", "answers": [["ann", truth], ["bob", "cannot tell"]]}
         ]
         process, asked, ask = behind._process, threading.Event(), behind._ask
         monkeypatch.setattr(behind, "_ask", lambda order: asked.set() or ask(order))
@@ -170,6 +203,32 @@ def test_batches_come_from_behind_and_the_numbers_follow(tmp_path, monkeypatch):
         until(lambda: not client.ask("numbers")["trouble"])
         assert process.pid != behind._process.pid
     assert behind._process.returncode is not None
+
+
+def test_a_process_that_cannot_start_or_ends_in_a_line_is_told_and_tried_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(background, "_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(background, "_LEAST_REST_SECONDS", 0.02)
+    popen, calls = subprocess.Popen, []
+
+    def fails_twice(command, **options):
+        calls.append(command)
+        if len(calls) == 1:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        if len(calls) == 2:  # as if it was killed when a part of the answer was out
+            command = [sys.executable, "-c", "print('{', end='')"]
+        return popen(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", fails_twice)
+    behind = Background(texts(tmp_path))
+    behind.want_batch()
+    with behind.running():
+        until(lambda: "cannot be started: Cannot allocate memory" in behind.trouble)
+        assert not behind.choosing
+        behind.note_change()
+        until(lambda: "ended with status" in behind.trouble)
+        until(lambda: behind.summary and not behind.trouble)  # tried again of itself
 
 
 def test_why_no_batch_can_be_chosen_is_told(tmp_path):

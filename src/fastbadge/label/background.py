@@ -96,15 +96,17 @@ class Background:
                 )
                 if self._closed:
                     break
-                self._start()
+                trouble = self._start()
                 wanted, changes = self._wanted, self._changes
             start = monotonic()
-            answer = self._ask("advance" if wanted else "count")
+            order = "advance" if wanted else "count"
+            answer: dict[str, Any] = {"error": trouble} if trouble else self._ask(order)
             seconds = monotonic() - start
             with self._wake:
                 # Whoever asked for a batch while one was chosen has it, or asks again.
                 self._wanted = self._wanted and not wanted
-                self._counted = changes
+                if wanted or "summary" in answer:  # else counted again after the rest
+                    self._counted = changes
                 self.trouble = answer.get("error", "")
                 self.summary = answer.get("summary", self.summary)
                 if (wanted and answer.get("batch") is None) and changes == self._changes:
@@ -117,17 +119,22 @@ class Background:
         if self._process is not None:
             self._process.communicate()
 
-    def _start(self) -> None:
+    def _start(self) -> str:
+        """Have a process; in words why not, as where there is no memory for one."""
         if self._process is None or self._process.poll() is not None:
-            # In a session of its own: Ctrl-C is for the server, which then ends this.
-            # -P: a torch.py in the directory of the call is not meant.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-W", "ignore", "-m", __name__, str(self.directory)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                encoding="utf-8",
-                start_new_session=True,
-            )
+            try:
+                # In a session of its own: Ctrl-C is for the server, which then ends this.
+                # -P: a torch.py in the directory of the call is not meant.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-W", "ignore", "-m", __name__, str(self.directory)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    encoding="utf-8",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                return f"the process that trains cannot be started: {error.strerror}"
+        return ""
 
     def _ask(self, order: str) -> dict[str, Any]:
         process = self._process
@@ -135,14 +142,11 @@ class Background:
         try:
             process.stdin.write(f"{order}\n")
             process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:
-            line = ""
-        if not line:
+            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            return answer
+        except (OSError, ValueError):  # it ended: before the order, or in the middle of the line
             process.communicate()
             return {"error": f"the process that trains ended with status {process.returncode}"}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def summarise(directory: Path) -> dict[str, Any]:
@@ -171,7 +175,10 @@ def summarise(directory: Path) -> dict[str, Any]:
         {
             "item": item,
             "name": read_item(directory, item).name,
-            "answers": [(annotator, classes[label]) for annotator, label in answers.items()],
+            "answers": [
+                (annotator, "cannot tell" if label is None else classes[label])
+                for annotator, label in answers.items()
+            ],
         }
         for item, answers in list(read_disputes(directory).items())[:_MOST_DISPUTES]
     ]

@@ -31,8 +31,7 @@ _LONGEST_SECONDS = 86_400.0
 # How many besides me have an item, answered or on the screen.
 _OTHERS = """(
     SELECT count(*) FROM (
-        SELECT annotator FROM label WHERE label.item = {item}
-            AND undone IS NULL AND kind <> 'skip'
+        SELECT annotator FROM answer WHERE answer.item = {item}
         UNION SELECT annotator FROM assignment WHERE assignment.item = {item}
     ) WHERE annotator <> :me
 )"""
@@ -48,6 +47,7 @@ class Click:
         annotator: who.
         kind: "label", "cannot tell" (an answer, without a class), or "skip" (none).
         label: id of the class; None for the other kinds.
+        request: its name; None for what was imported.
     """
 
     id: int
@@ -55,6 +55,7 @@ class Click:
     annotator: str
     kind: ClickKind
     label: int | None
+    request: str | None
 
 
 def next_items(
@@ -81,8 +82,7 @@ def next_items(
             SELECT b.item FROM batch_item AS b JOIN item ON item.id = b.item
             WHERE b.done = 0 AND item.missing = 0
                 AND NOT EXISTS (
-                    SELECT 1 FROM label AS l WHERE l.item = b.item AND l.annotator = :me
-                        AND l.undone IS NULL AND l.kind <> 'skip'
+                    SELECT 1 FROM answer WHERE answer.item = b.item AND annotator = :me
                 )
                 AND :overlap > {_OTHERS.format(item="b.item")}
             ORDER BY (
@@ -138,18 +138,30 @@ def record_cannot_tell(
 def skip(
     directory: Path, item: int, annotator: str, *, request: str, seconds: float | None = None
 ) -> Click:
-    """Record that an annotator passes an item by: it is open to others, to them after the rest."""
+    """Record that an annotator passes an item by: it is open to others, to them after the rest.
+
+    What they said of it before no longer counts, until the skip is taken back.
+    """
     return _record(directory, item, "skip", None, annotator, request, seconds)
 
 
-def undo(directory: Path, annotator: str | None = None, *, request: str) -> Click | None:
-    """Take back the latest click of an annotator (of anyone, for None) that stands.
+def undo(
+    directory: Path, annotator: str | None = None, *, request: str, click: str | None = None
+) -> Click | None:
+    """Take back a click of an annotator (of anyone, for None) that stands.
 
     The item is the annotator's again, unless it is with others by now, as after a skip. Imported
     labels are no clicks.
 
+    Args:
+        directory: of the project.
+        annotator: whose.
+        request: a name for this call that no other has.
+        click: the request of the click; None for the latest.
+
     Returns:
-        What was taken back; the same again for the same request; None where there is nothing.
+        What was taken back; the same again for the same request; None where there is nothing, as
+        where the click was taken back before.
     """
     request = checked_name(request, "request")
     if annotator is not None:
@@ -161,8 +173,9 @@ def undo(directory: Path, annotator: str | None = None, *, request: str) -> Clic
         last = _click(
             connection,
             "request IS NOT NULL AND undone IS NULL AND (?1 IS NULL OR annotator = ?1) "
-            "ORDER BY id DESC LIMIT 1",
+            "AND (?2 IS NULL OR request = ?2) ORDER BY id DESC LIMIT 1",
             annotator,
+            click,
         )
         if last is None:
             return None
@@ -180,6 +193,25 @@ def undo(directory: Path, annotator: str | None = None, *, request: str) -> Clic
         if others < overlap:
             _lease(connection, last.item, last.annotator, now + LEASE_SECONDS)
         return last
+
+
+def read_standing(directory: Path, item: int, annotator: str) -> tuple[Click | None, bool]:
+    """The answer of an annotator on an item, if one stands, and whether the item is lent to them.
+
+    Neither, where somebody else has it.
+    """
+    with connected(directory) as connection:
+        answer = _click(
+            connection,
+            "id = (SELECT id FROM answer WHERE item = ? AND annotator = ?)",
+            item,
+            annotator,
+        )
+        (leases,) = connection.execute(
+            "SELECT count(*) FROM assignment WHERE item = ? AND annotator = ? AND expires > ?",
+            (item, annotator, time()),
+        ).fetchone()
+    return answer, leases > 0
 
 
 def release(directory: Path, annotator: str) -> None:
@@ -231,9 +263,9 @@ def _record(
     return recorded
 
 
-def _click(connection: sqlite3.Connection, where: str, value: str | None) -> Click | None:
+def _click(connection: sqlite3.Connection, where: str, *values: str | int | None) -> Click | None:
     row = connection.execute(
-        f"SELECT id, item, annotator, kind, class FROM label WHERE {where}", (value,)
+        f"SELECT id, item, annotator, kind, class, request FROM label WHERE {where}", values
     ).fetchone()
     return None if row is None else Click(*row)
 

@@ -181,8 +181,9 @@ class Status:
         batches: how many were chosen.
         waiting: items of batches that still want an answer.
         labelled: items with a class.
-        cannot_tell: items that were answered, but by nobody with a class.
-        disputed: items on which annotators differ; the majority, then the latest word, counts.
+        cannot_tell: items that were answered, but have no class, as most could not tell.
+        disputed: items on which annotators differ, "cannot tell" included; the majority, then the
+            latest word, counts.
         per_class: labelled items by name of class, in the order of the page.
         per_annotator: answers that stand, by annotator.
     """
@@ -513,7 +514,7 @@ def read_status(directory: Path) -> Status:
             waiting=_waiting(connection),
             labelled=labelled,
             cannot_tell=answered - labelled,
-            disputed=one("SELECT count(*) FROM settled WHERE opinions > 1").fetchone()[0],
+            disputed=one("SELECT count(*) FROM disputed").fetchone()[0],
             per_class={name: counts.get(id, 0) for id, name in _classes(connection).items()},
             per_annotator=dict(
                 one("SELECT annotator, count(*) FROM answer GROUP BY annotator ORDER BY annotator")
@@ -521,14 +522,14 @@ def read_status(directory: Path) -> Status:
         )
 
 
-def read_disputes(directory: Path) -> dict[int, dict[str, int]]:
-    """What each annotator says of the items on which they differ: class ids by annotator."""
+def read_disputes(directory: Path) -> dict[int, dict[str, int | None]]:
+    """What each says of the items on which they differ: class or None by annotator."""
     with connected(directory) as connection:
         rows = connection.execute(
-            "SELECT item, annotator, class FROM answer WHERE class IS NOT NULL AND item IN "
-            "(SELECT item FROM settled WHERE opinions > 1) ORDER BY item, annotator"
+            "SELECT item, annotator, class FROM answer WHERE item IN disputed "
+            "ORDER BY item, annotator"
         )
-        disputes: dict[int, dict[str, int]] = {}
+        disputes: dict[int, dict[str, int | None]] = {}
         for item, annotator, label in rows:
             disputes.setdefault(item, {})[annotator] = label
     return disputes
@@ -537,8 +538,8 @@ def read_disputes(directory: Path) -> dict[int, dict[str, int]]:
 def settle(connection: sqlite3.Connection, item: int, overlap: int) -> None:
     """Note whether an item of a batch has the answers it wants, in a transaction that is open."""
     connection.execute(
-        "UPDATE batch_item SET done = (SELECT count(DISTINCT annotator) FROM label "
-        "WHERE item = ?1 AND undone IS NULL AND kind <> 'skip') >= ?2 WHERE item = ?1",
+        "UPDATE batch_item SET done = (SELECT count(*) FROM answer WHERE item = ?1) >= ?2 "
+        "WHERE item = ?1",
         (item, overlap),
     )
 

@@ -93,19 +93,34 @@ CREATE TABLE studio (              -- the project in Label Studio that gets the 
     project INTEGER,               -- its id there; NULL: about to be made
     created TEXT                   -- when it was made there
 ) STRICT;
--- The latest word of each annotator that has one on an item.
-CREATE VIEW answer AS
-    SELECT item, annotator, class, max(id) AS id FROM label
-    WHERE undone IS NULL AND kind <> 'skip' GROUP BY item, annotator;
--- What most annotators say; of equally many, the class named last: a second look counts.
-CREATE VIEW settled AS
-    SELECT item, class, max(votes * 0x10000000000 + latest) AS rank, sum(votes) AS votes,
-        count(*) AS opinions
-    FROM (
-        SELECT item, class, count(*) AS votes, max(id) AS latest FROM answer
-        WHERE class IS NOT NULL GROUP BY item, class
-    ) GROUP BY item;
 """
+# Made anew by each connection, not kept in the file: what counts is for the code to say, also where
+# an older one made the project.
+_VIEWS = (
+    # The latest word of each annotator on an item, unless that is to pass it by.
+    """
+    CREATE TEMP VIEW answer AS SELECT item, annotator, class, id FROM label AS said
+    WHERE undone IS NULL AND kind <> 'skip' AND NOT EXISTS (
+        SELECT 1 FROM label AS later WHERE later.item = said.item
+            AND later.annotator = said.annotator AND later.undone IS NULL AND later.id > said.id
+    )
+    """,
+    # The class that most annotators say; of equally many, what was said last: a second look counts.
+    # No row where that is that they cannot tell.
+    """
+    CREATE TEMP VIEW settled AS SELECT item, class, rank, opinions FROM (
+        SELECT item, class, max(votes * 0x10000000000 + latest) AS rank, count(*) AS opinions
+        FROM (
+            SELECT item, class, count(*) AS votes, max(id) AS latest FROM answer
+            GROUP BY item, class
+        ) GROUP BY item
+    ) WHERE class IS NOT NULL
+    """,
+    """
+    CREATE TEMP VIEW disputed AS
+    SELECT item FROM answer GROUP BY item HAVING count(DISTINCT coalesce(class, 0)) > 1
+    """,
+)
 FILE = SQLiteFile(
     SCHEMA_VERSION,
     _TABLES,
@@ -134,6 +149,8 @@ def connected(
         )
     with FILE.connection(path) as connection:
         FILE.check(connection, path)
+        for view in _VIEWS:
+            connection.execute(view)
         if write:
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")

@@ -6,10 +6,11 @@ Below the project's key:
     GET  project               kind of the items, overlap, classes, keys to what is shown
     POST next                  annotator, n: the next items, theirs for ten minutes
     POST clicks                request, annotator, n, item, kind, label, seconds: the next items
-    POST undo                  request, annotator, n: what was taken back, the next items
+    POST undo                  request, annotator, n, click (its request; null for the latest):
+                               the item whose click was taken back, as items/ID; the next items
     POST release               annotator: gives back what they have on the screen
     POST classes               name: all classes
-    GET  items/ID              one item
+    GET  items/ID?annotator=   one item, their answer that stands, and whether it is lent to them
     GET  items/ID/image        its file
     GET  items/ID/guess        what the model took it for, for people who ask
     GET  numbers               see `background.summarise`
@@ -20,6 +21,7 @@ page would like to have in hand, the next batch is chosen in the background; nob
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -37,6 +39,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fastbadge.errors import FastbadgeError, InputError, ProjectError
 from fastbadge.label import clicks, project
@@ -57,12 +60,14 @@ _PAGE = {
     "icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _MOST_ITEMS = 60
+_HEAD_SECONDS = 10.0
 
 
 class Desk:
     """What the page may ask for, answered by the project.
 
-    Bodies are what came from outside; `clicks` and `project` check the rest.
+    Bodies are what came from outside, and are read before anything is done; `clicks` and `project`
+    check the rest.
     """
 
     def __init__(self, directory: Path, background: Background) -> None:
@@ -89,21 +94,12 @@ class Desk:
 
     def next(self, body: Body) -> Any:
         """Items for an annotator."""
-        annotator, n = _text(body, "annotator"), _whole(body, "n")
-        if not 1 <= n <= _MOST_ITEMS:
-            raise InputError(f"n is {n}; expected 1 to {_MOST_ITEMS}")
-        items = clicks.next_items(self.directory, annotator, n)
-        # Fewer than the page likes to have in hand: the next batch is due.
-        choosing = self.background.want_batch() if len(items) < n else self.background.choosing
-        return {"items": [_shown(item) for item in items], "choosing": choosing}
+        return self._next(_text(body, "annotator"), _count(body))
 
     def click(self, body: Body) -> Any:
         """Record a click."""
-        item, annotator, request = (
-            _whole(body, "item"),
-            _text(body, "annotator"),
-            _text(body, "request"),
-        )
+        annotator, n = _text(body, "annotator"), _count(body)
+        item, request = _whole(body, "item"), _text(body, "request")
         kind, seconds = _text(body, "kind"), _seconds(body)
         if kind == "label":
             label = _whole(body, "label")
@@ -116,15 +112,16 @@ class Desk:
         else:
             raise InputError("kind is another; expected label, cannot tell or skip")
         self.background.note_change()
-        return self.next(body)
+        return self._next(annotator, n)
 
     def undo(self, body: Body) -> Any:
-        """Take back the annotator's latest click."""
-        annotator, request = _text(body, "annotator"), _text(body, "request")
-        click = clicks.undo(self.directory, annotator, request=request)
+        """Take back a click of the annotator."""
+        annotator, n = _text(body, "annotator"), _count(body)
+        request = _text(body, "request")
+        click = None if body.get("click") is None else _text(body, "click")
+        undone = clicks.undo(self.directory, annotator, request=request, click=click)
         self.background.note_change()
-        item = click and project.read_item(self.directory, click.item)
-        return {"undone": item and _shown(item), **self.next(body)}
+        return {"undone": undone and self.item(undone.item, annotator), **self._next(annotator, n)}
 
     def release(self, body: Body) -> Any:
         """Give back an annotator's items."""
@@ -137,9 +134,12 @@ class Desk:
         self.background.note_change()
         return self._classes()
 
-    def item(self, item: int) -> Any:
-        """One item."""
-        return _shown(project.read_item(self.directory, item))
+    def item(self, item: int, annotator: str) -> Any:
+        """One item, and what it is to an annotator."""
+        shown = _shown(project.read_item(self.directory, item))
+        answer, leased = clicks.read_standing(self.directory, item, annotator.strip())
+        said = answer and {name: getattr(answer, name) for name in ("request", "kind", "label")}
+        return {**shown, "answer": said, "leased": leased}
 
     def guess(self, item: int) -> Any:
         """What the model took an item for; not why it was chosen, which would tell more."""
@@ -156,6 +156,12 @@ class Desk:
             raise InputError(f"item {item} is no file but one of the {config.kind}")
         shown, kind = as_shown(read_image(Path(config.source), found))
         return Response(shown, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+
+    def _next(self, annotator: str, n: int) -> dict[str, Any]:
+        items = clicks.next_items(self.directory, annotator, n)
+        # Fewer than the page likes to have in hand: the next batch is due.
+        choosing = self.background.want_batch() if len(items) < n else self.background.choosing
+        return {"items": [_shown(item) for item in items], "choosing": choosing}
 
     def _classes(self) -> Any:
         classes = project.read_classes(self.directory)
@@ -184,13 +190,14 @@ def create_app(
 
         return Route(path, answer, methods=["POST"])
 
-    def of_item(path: str, read: Callable[[int], Any]) -> Route:
+    def of_item(path: str, read: Callable[..., Any], *query: str) -> Route:
         def find(request: Request) -> Response:
             number = request.path_params["item"]
             if not re.fullmatch("[1-9][0-9]{0,18}", number):
                 raise HTTPException(404, "there is no such item")
             try:
-                return _json(read, int(number))
+                asked = (request.query_params.get(name, "") for name in query)
+                return _json(read, int(number), *asked)
             except InputError as error:
                 raise HTTPException(404, str(error)) from error
 
@@ -205,7 +212,7 @@ def create_app(
         writing("/undo", desk.undo),
         writing("/release", desk.release),
         writing("/classes", desk.add_class),
-        of_item("/items/{item}", desk.item),
+        of_item("/items/{item}", desk.item, "annotator"),
         of_item("/items/{item}/image", desk.image),
         of_item("/items/{item}/guess", desk.guess),
     ]
@@ -216,6 +223,23 @@ def create_app(
     return guard
 
 
+class _Protocol(H11Protocol):
+    """HTTP/1.1, for those who send the head of a request in time, which uvicorn does not ask for.
+
+    Once it is there the guard closes the connection of whoever has no token.
+    """
+
+    scope: Any  # None before the first head has come
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(_HEAD_SECONDS, self._close_unless_asked)
+
+    def _close_unless_asked(self) -> None:
+        if self.scope is None:
+            self.transport.close()
+
+
 def create_server(app: Guard) -> uvicorn.Server:
     """What runs the application: HTTP/1.1 by h11, which refuses requests that can be read two ways.
 
@@ -223,7 +247,7 @@ def create_server(app: Guard) -> uvicorn.Server:
     """
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -363,6 +387,13 @@ def _whole(body: Body, name: str) -> int:
     if type(value) is not int:  # True is one otherwise
         raise InputError(f"{name} is a {type(value).__name__}; expected a whole number")
     return value
+
+
+def _count(body: Body) -> int:
+    n = _whole(body, "n")
+    if not 1 <= n <= _MOST_ITEMS:
+        raise InputError(f"n is {n}; expected 1 to {_MOST_ITEMS}")
+    return n
 
 
 def _seconds(body: Body) -> float | None:

@@ -21,9 +21,21 @@ const percent = (share) => `${(100 * share).toFixed(0)} %`;
 const valueOf = (rate) => rate.correct / rate.total;
 
 export function showNumbers(summary, lookAgain) {
-  document.getElementById("accuracy").replaceChildren(...accuracy(summary.numbers));
-  document.getElementById("balance").replaceChildren(...balance(summary));
-  document.getElementById("people").replaceChildren(...people(summary, lookAgain));
+  draw("accuracy", accuracy(summary.numbers));
+  draw("balance", balance(summary));
+  draw("people", people(summary, lookAgain));
+}
+
+// What has not changed stays; where something has, what was open is open again and keeps the focus.
+function draw(id, content) {
+  const box = document.getElementById(id);
+  const made = element("div", { id }, ...content);
+  const details = box.querySelector("details");
+  if (details?.open) made.querySelector("details")?.setAttribute("open", "");
+  if (made.isEqualNode(box)) return;
+  const held = box.contains(document.activeElement) ? document.activeElement : null;
+  box.replaceChildren(...made.childNodes);
+  if (held) box.querySelector(held.value ? `button[value="${held.value}"]` : "summary")?.focus({ preventScroll: true });
 }
 
 function* accuracy({ accuracy, words, curve, forecast }) {
@@ -109,7 +121,7 @@ function* people({ status, annotators, disputes }, lookAgain) {
   if (missing) yield element("p", {}, `${count(missing)} files have gone from the source.`);
   if (!disputed) return;
   const list = disputes.map(({ item, name, answers }) => {
-    const button = element("button", { type: "button" }, "Look again");
+    const button = element("button", { type: "button", value: item }, "Look again");
     button.addEventListener("click", () => lookAgain(item));
     const said = answers.flatMap(([who, what], i) => [
       i ? "; " : "", element("bdi", {}, who), ": ", element("bdi", {}, what)]);

@@ -28,6 +28,7 @@ export async function ask(path, body) {
     headers: body === undefined ? {} : { "Content-Type": "application/json" },
     body: body === undefined ? undefined : JSON.stringify(body),
     cache: "no-store",
+    keepalive: body !== undefined, // what is on its way arrives though the page is closed
     signal: AbortSignal.timeout(TIMEOUT_SECONDS * 1000),
   });
   if (response.ok) return response.json();
@@ -56,6 +57,7 @@ export class Outbox {
     return new Set(this.entries.map((entry) => entry.body.item));
   }
 
+  // Sends it when its turn comes; the name of the request.
   add(path, body) {
     this.sent += 1;
     const request = uuid();
@@ -68,7 +70,7 @@ export class Outbox {
       // Storage that is full or switched off: kept as long as the page is open.
     }
     this.send();
-    return entry;
+    return request;
   }
 
   stored() {

@@ -1,6 +1,7 @@
-// The page: a strip of items, some answered, one of them current. The strip grows at its end as the
-// server hands out items; answering moves on to the next one that has no answer. One item is shown,
-// or the twelve of the strip among which the current one is.
+// The page: a strip of items, each there once, one of them current; and the clicks made here, which
+// say what the answers are. The strip grows at its end as the server hands out items; answering moves
+// on to the next one that has no answer. One item is shown, or the twelve of the strip among which the
+// current one is.
 
 import { Outbox, Refused, ask, uuid } from "./outbox.js";
 import { count, element, showNumbers } from "./numbers.js";
@@ -10,19 +11,22 @@ const TILES = 12;
 const TINY_PIXELS = 96; // smaller images show their pixels
 const LEASE_SECONDS = 600;
 const RESERVED = "gstu";
+const LEFT = `fastbadge:${location.pathname}:left`;
 const $ = (id) => document.getElementById(id);
 
 let project = { name: "", kind: "images", overlap: 1, classes: [] };
 let annotator = remembered("fastbadge:annotator") || `annotator-${uuid().slice(0, 4)}`;
-let strip = []; // { item, answer: null or { kind, label }, guess: words if it was asked for }
+let strip = []; // items
 let at = 0;
-let done = []; // what undo takes back: { entry, before }
+let clicks = []; // that stand, in order: { item: id, request, kind, label, over: asked again since }
 let grid = remembered("fastbadge:view") === "grid";
 let choosing = true;
 let summary = null;
 let shown = performance.now();
 let seen = Date.now(); // when the server last said that the items here are ours
+const guesses = new Map(); // by item: words, if they were asked for
 const images = new Map(); // by item: elements, so that what was fetched is there at once
+const banner = { connection: "", notice: "", trouble: "" };
 const timers = {};
 
 function remembered(key) {
@@ -46,6 +50,8 @@ const wanted = () => (grid ? TILES : IN_HAND);
 const outbox = new Outbox({ n: wanted, answered, refused, changed: showConnection });
 const firstTile = () => at - (at % TILES);
 const isShown = (i) => (grid ? i >= firstTile() && i < firstTile() + TILES : i === at);
+const placeOf = (id) => strip.findIndex((item) => item.id === id);
+const answers = () => new Map(clicks.map((click) => [click.item, click.over ? undefined : click]));
 const nameOf = (label) => project.classes.find(({ id }) => id === label)?.name ?? "";
 
 function inWords(answer) {
@@ -55,90 +61,106 @@ function inWords(answer) {
 // --- answers
 
 function answer(kind, label = null) {
-  const entry = current();
-  if (!entry) return;
-  const before = entry.answer;
+  const item = current();
+  if (!item) return;
+  const before = answers().get(item.id);
   if (before && before.kind === kind && before.label === label) return step(1);
   const seconds = Math.round(performance.now() - shown) / 1000;
-  entry.answer = { kind, label };
-  done.push({ entry, before });
-  outbox.add("clicks", {
-    annotator, item: entry.item.id, kind, seconds, ...(kind === "label" ? { label } : {}),
+  const request = outbox.add("clicks", {
+    annotator, item: item.id, kind, seconds, ...(kind === "label" ? { label } : {}),
   });
+  clicks.push({ item: item.id, request, kind, label });
+  tell("notice", "");
   goTo(firstOpen(at));
 }
 
 // The next item without an answer, on from i and then from the start; the end where there is none.
 function firstOpen(i) {
-  const later = strip.findIndex((entry, j) => j > i && !entry.answer);
+  const said = answers();
+  const later = strip.findIndex(({ id }, j) => j > i && !said.get(id));
   if (later >= 0) return later;
-  const any = strip.findIndex((entry) => !entry.answer);
+  const any = strip.findIndex(({ id }) => !said.get(id));
   return any >= 0 ? any : strip.length;
 }
 
 function goTo(i) {
+  const held = document.activeElement?.classList.contains("tile");
   at = Math.max(0, Math.min(i, strip.length));
   shown = performance.now();
+  for (const [id, made] of images) if (made.matches(".lost")) images.delete(id); // tried again
   render();
+  if (held) $("stage").querySelector("[aria-current]")?.focus({ preventScroll: true });
 }
 
 function step(by) {
-  if (by > 0 && !grid && current() && !current().answer) return answer("skip");
+  if (by > 0 && !grid && current() && !answers().get(current().id)) return answer("skip");
   if (grid && at + by >= strip.length) return;
   goTo(at + by);
 }
 
+// Takes back the latest click of this page; of the annotator where there is none, as after a reload.
 function undo() {
-  const last = done.pop();
-  if (last) {
-    last.entry.answer = last.before;
-    const place = strip.indexOf(last.entry);
-    if (place >= 0) goTo(place);
-  }
-  outbox.add("undo", { annotator, expected: last?.entry.item.id });
+  const click = clicks.pop();
+  if (click && placeOf(click.item) >= 0) goTo(placeOf(click.item));
+  outbox.add("undo", { annotator, click: click?.request ?? null });
+  tell("notice", "");
   say("Taking the latest click back.");
 }
 
 // --- what the server says
 
 function answered(entry, { items, choosing: more, undone }) {
-  const { item, kind, label, expected } = entry.body;
+  const { item, kind, label, click } = entry.body;
   choosing = more;
   if (entry.path === "undo") {
-    say(undone ? `Taken back: ${described(undone)}.` : "There is nothing to take back.");
-    if (undone && undone.id !== expected) {
-      strip.splice(at, 0, { item: undone, answer: null });
-      goTo(at);
-    }
+    takenBack(undone, click);
   } else {
     const next = current();
-    const there = next && next.item.id !== item ? ` Now ${described(next.item)}.` : "";
+    const there = next && next.id !== item ? ` Now ${described(next)}.` : "";
     say(`Saved: ${inWords({ kind, label })}.${there}`);
     soon("numbers", readNumbers, 1);
   }
-  merge(items);
+  if (entry.body.annotator === annotator) merge(items);
+}
+
+function takenBack(item, click) {
+  if (!item) return say("There is nothing to take back.");
+  const place = placeOf(item.id);
+  say(`Taken back: ${described(item)}.`);
+  if (!item.answer && !item.leased) {
+    tell("notice", `Taken back, but somebody else has it now: ${described(item)}`);
+    if (place >= 0) strip.splice(place, 1);
+    if (place >= 0 && place < at) at -= 1;
+  } else if (place < 0 || click === null) goTo(bring(item));
+}
+
+// Where an item is in the strip, into which it is put if it is not there, with the answer that stands.
+function bring(item) {
+  if (item.answer && !answers().has(item.id)) clicks.unshift({ item: item.id, ...item.answer });
+  if (placeOf(item.id) < 0) strip.splice(at, 0, item);
+  return placeOf(item.id);
 }
 
 function refused(entry, words) {
-  const broken = strip.find(({ item }) => item.id === entry.body.item);
-  if (broken) broken.answer = null;
-  done = done.filter((each) => each.entry !== broken);
-  show($("banner"), `Not saved: ${words}`);
+  clicks = clicks.filter(({ request }) => request !== entry.body.request);
+  tell("notice", `Not saved: ${words}`);
   render();
 }
 
-// The items that are ours now: new ones go to the end; those that were given to others, because they
-// lay here for too long, go, unless they are on the screen.
+// The items that are ours now: new ones go to the end, and so do those that are asked for again, as
+// after a skip; those that were given to others, because they lay here for too long, go. What is on
+// the screen stays where it is.
 function merge(items) {
   seen = Date.now();
-  const given = new Set(items.map(({ id }) => id));
   const focus = current();
-  strip = strip.filter((entry, i) => entry.answer || given.has(entry.item.id) || isShown(i));
-  at = focus ? strip.indexOf(focus) : strip.length;
-  const open = new Set(strip.filter(({ answer }) => !answer).map(({ item }) => item.id));
   const away = outbox.items();
-  for (const item of items) {
-    if (!open.has(item.id) && !away.has(item.id)) strip.push({ item, answer: null });
+  const given = new Map(items.filter(({ id }) => !away.has(id)).map((item) => [item.id, item]));
+  const said = answers();
+  strip = strip.filter(({ id }, i) => isShown(i) || Boolean(said.get(id)) !== given.has(id));
+  at = focus ? strip.indexOf(focus) : strip.length;
+  for (const [id, item] of given) {
+    if (said.get(id)) said.get(id).over = true;
+    if (placeOf(id) < 0) strip.push(item);
   }
   if (!focus) goTo(firstOpen(at - 1));
   else render();
@@ -177,8 +199,7 @@ async function readNumbers() {
         renderClasses();
       }
     }
-    if (answer.trouble) show($("banner"), `No further batch: ${answer.trouble}`);
-    else if ($("banner").textContent.startsWith("No further batch")) show($("banner"), "");
+    tell("trouble", answer.trouble && `No further batch: ${answer.trouble}`);
   } catch {
     // The banner tells it where it matters, with the next click.
   }
@@ -186,9 +207,7 @@ async function readNumbers() {
 
 async function lookAgain(id) {
   try {
-    const item = await ask(`items/${id}`);
-    strip.splice(at, 0, { item, answer: null });
-    goTo(at);
+    goTo(bring(await ask(`items/${id}?annotator=${encodeURIComponent(annotator)}`)));
     $("stage").scrollIntoView({ block: "nearest" });
   } catch (error) {
     showConnection(error);
@@ -202,9 +221,10 @@ function soon(name, run, seconds) {
 
 // --- what is shown
 
-function show(box, words) {
-  box.textContent = words;
-  box.hidden = !words;
+function tell(what, words) {
+  banner[what] = words;
+  $("banner").textContent = banner.connection || banner.notice || banner.trouble;
+  $("banner").hidden = !$("banner").textContent;
 }
 
 function say(words) {
@@ -213,17 +233,17 @@ function say(words) {
 
 function showConnection(error) {
   const waiting = outbox.size;
-  const clicks = waiting ? ` ${count(waiting)} ${waiting === 1 ? "click waits" : "clicks wait"} in this browser.` : "";
+  const left = waiting ? ` ${count(waiting)} ${waiting === 1 ? "click waits" : "clicks wait"} in this browser.` : "";
   const words = !error
     ? ""
     : !(error instanceof Refused)
-      ? `Not connected.${clicks} Trying again.`
+      ? `Not connected.${left} Trying again.`
       : error.status === 401
-        ? `No access any more: open the address that the server printed.${clicks}`
+        ? `No access any more: open the address that the server printed.${left}`
         : error.status === 404
-          ? `Another project is served here now.${clicks}`
-          : `${error.message}.${clicks}`;
-  if (words || !/^(Not saved|No further)/.test($("banner").textContent)) show($("banner"), words);
+          ? `Another project is served here now.${left}`
+          : `${error.message}.${left}`;
+  tell("connection", words);
 }
 
 function described({ name, text }) {
@@ -232,71 +252,97 @@ function described({ name, text }) {
 
 function showProgress() {
   const { items, missing, labelled, cannot_tell } = summary.status;
-  const answers = labelled + cannot_tell;
   $("bar").max = Math.max(1, items - missing);
-  $("bar").value = answers;
+  $("bar").value = labelled + cannot_tell;
   $("progress").textContent = `${count(labelled)} of ${count(items - missing)} labelled`;
 }
 
 function render() {
   renderStage();
-  const entry = current();
+  const item = current();
+  const label = item && answers().get(item.id)?.label;
   for (const button of $("classes").children) {
-    const chosen = entry?.answer?.kind === "label" && `${entry.answer.label}` === button.value;
-    button.setAttribute("aria-pressed", chosen);
-    button.disabled = !entry;
+    button.setAttribute("aria-pressed", `${label}` === button.value);
+    button.disabled = !item;
   }
-  for (const id of ["skip", "cannot", "guess"]) $(id).disabled = !entry;
+  for (const id of ["skip", "cannot", "guess"]) $(id).disabled = !item;
   $("back").disabled = at === 0;
   $("one").setAttribute("aria-pressed", !grid);
   $("grid").setAttribute("aria-pressed", grid);
   prefetch();
 }
 
+// What is there already stays as it is, with its focus, its scrolling and what is selected in it:
+// the server is asked every few seconds, and mostly nothing has changed.
 function renderStage() {
   const stage = $("stage");
+  const item = current();
+  const first = firstTile();
+  const tiles = grid ? strip.slice(first, first + TILES) : [];
+  const said = answers();
   stage.className = grid && strip.length ? "tiles" : "one";
-  if (grid && strip.length) {
-    if (at === strip.length && at % TILES === 0) return stage.replaceChildren(empty());
-    const first = firstTile();
-    const held = document.activeElement?.dataset?.place;
-    stage.replaceChildren(...strip.slice(first, first + TILES).map((entry, i) => tile(entry, first + i)));
-    if (held !== undefined) stage.querySelector(`[data-place="${at}"]`)?.focus({ preventScroll: true });
-  } else {
-    stage.replaceChildren(...(current() ? single(current()) : [empty()]));
+  const nodes = tiles.length
+    ? tiles.map((each, i) => tile(each, said.get(each.id), first + i === at))
+    : item
+      ? [content(item, true), under(item, said.get(item.id))]
+      : [empty()];
+  const guess = guesses.get(item?.id);
+  if (guess) {
+    nodes.push(kept(`guess ${guess}`, () =>
+      element("p", { class: "guess" }, "The model's guess: ", element("bdi", {}, guess))));
   }
-  // Kept with the item: what the server answers to an earlier click draws the stage anew.
-  const guess = current()?.guess;
-  if (guess) stage.append(element("p", { class: "guess" }, "The model's guess: ", element("bdi", {}, guess)));
+  for (const node of [...stage.childNodes]) if (!nodes.includes(node)) node.remove();
+  nodes.forEach((node, i) => {
+    if (stage.childNodes[i] !== node) stage.insertBefore(node, stage.childNodes[i] ?? null);
+  });
 }
 
-function* single({ item, answer }) {
-  yield content(item, true);
-  const line = element("p", { class: "under" }, element("bdi", { class: "name" }, title(item)));
-  if (answer) line.append(element("span", { class: "said" }, "Your answer: ", element("bdi", {}, inWords(answer))));
-  yield line;
+// The element of that key on the stage; made if it is not there.
+function kept(key, make) {
+  const found = [...$("stage").children].find(({ dataset }) => dataset.key === key);
+  const node = found ?? make();
+  node.dataset.key = key;
+  return node;
+}
+
+function under(item, answer) {
+  return kept(`under ${item.id} ${answer ? inWords(answer) : ""}`, () => {
+    const line = element("p", { class: "under" }, element("bdi", { class: "name" }, title(item)));
+    if (answer) line.append(element("span", { class: "said" }, "Your answer: ", element("bdi", {}, inWords(answer))));
+    return line;
+  });
 }
 
 function title(item) {
   return project.kind === "images" ? item.name : `Row ${item.name}`;
 }
 
-function tile({ item, answer }, place) {
-  const label = `${described(item)}${answer ? `, ${inWords(answer)}` : ""}`;
-  const button = element("button", { type: "button", class: "tile", "data-place": place, "aria-label": label },
-    content(item, false), element("span", { class: "said" }, answer ? element("bdi", {}, inWords(answer)) : ""));
-  if (place === at) button.setAttribute("aria-current", "true");
-  if (answer) button.classList.add("answered");
-  button.addEventListener("click", () => goTo(place));
+function tile(item, answer, isCurrent) {
+  const words = answer ? inWords(answer) : "";
+  const button = kept(`tile ${item.id}`, () => {
+    const made = element("button", { type: "button", class: "tile" },
+      content(item, false), element("span", { class: "said" }, element("bdi")));
+    made.addEventListener("click", () => goTo(placeOf(item.id)));
+    return made;
+  });
+  const [shows, line] = button.children;
+  if (project.kind === "images" && shows !== image(item)) shows.replaceWith(image(item));
+  if (line.textContent !== words) line.firstChild.textContent = words;
+  button.setAttribute("aria-label", `${described(item)}${words && `, ${words}`}`);
+  button.classList.toggle("answered", Boolean(answer));
+  if (isCurrent) button.setAttribute("aria-current", "true");
+  else button.removeAttribute("aria-current");
   return button;
 }
 
 function content(item, whole) {
   if (project.kind === "images") return image(item);
-  if (project.kind === "features") return element("p", { class: "row" }, `Row ${item.name}`);
-  const text = element(whole ? "div" : "span", { class: "text", dir: "auto" }, whole ? item.text : item.text.slice(0, 400));
-  if (whole) text.tabIndex = 0; // so that a long one scrolls by the keyboard
-  return text;
+  return kept(`${whole ? "whole" : "part"} ${item.id}`, () => {
+    if (project.kind === "features") return element("p", { class: "row" }, `Row ${item.name}`);
+    const text = element(whole ? "div" : "span", { class: "text", dir: "auto" }, whole ? item.text : item.text.slice(0, 400));
+    if (whole) text.tabIndex = 0; // so that a long one scrolls by the keyboard
+    return text;
+  });
 }
 
 function image(item) {
@@ -308,7 +354,7 @@ function image(item) {
     made.addEventListener("error", () => {
       const lost = element("p", { class: "lost" }, "This image cannot be shown: it has gone, or is none.");
       made.replaceWith(lost);
-      images.delete(item.id);
+      if (images.get(item.id) === made) images.set(item.id, lost);
     });
     images.set(item.id, made);
   }
@@ -317,7 +363,7 @@ function image(item) {
 
 function prefetch() {
   if (project.kind !== "images") return;
-  const near = strip.slice(Math.max(0, at - TILES), at + 2 * TILES).map(({ item }) => item);
+  const near = strip.slice(Math.max(0, at - TILES), at + 2 * TILES);
   const kept = new Set(near.map(({ id }) => id));
   for (const id of images.keys()) if (!kept.has(id)) images.delete(id);
   near.forEach(image);
@@ -339,7 +385,7 @@ function empty() {
       element("p", {}, "To have them in a file: ",
         element("code", {}, `fastbadge label export PROJECT --csv labels.csv`)));
   }
-  return box;
+  return kept(box.textContent, () => box);
 }
 
 // A class that is called by a digit has that key; the others have what is left, in their order.
@@ -369,13 +415,13 @@ function renderClasses() {
 }
 
 async function showGuess() {
-  const entry = current();
-  if (!entry) return;
+  const item = current();
+  if (!item) return;
   try {
-    const guess = await ask(`items/${entry.item.id}/guess`);
+    const guess = await ask(`items/${item.id}/guess`);
     const words = guess ? `${nameOf(guess.class)}, ${(100 * guess.confidence).toFixed(0)} % sure` : "none yet";
-    entry.guess = words;
-    if (entry !== current()) return;
+    guesses.set(item.id, words);
+    if (item !== current()) return;
     renderStage();
     say(`The model's guess: ${words}.`);
   } catch (error) {
@@ -427,9 +473,9 @@ async function rename() {
   const before = annotator;
   annotator = name;
   remember("fastbadge:annotator", name);
-  strip = strip.filter(({ answer }) => answer);
-  done = [];
-  goTo(strip.length);
+  strip = [];
+  clicks = [];
+  goTo(0);
   try {
     await ask("release", { annotator: before });
   } catch {
@@ -443,10 +489,11 @@ async function addClass(event) {
   try {
     project.classes = await ask("classes", { name: $("name").value });
     $("name").value = "";
+    tell("notice", "");
     renderClasses();
     soon("numbers", readNumbers, 1);
   } catch (error) {
-    if (error instanceof Refused && error.status === 400) show($("banner"), `Not added: ${error.message}`);
+    if (error instanceof Refused && error.status === 400) tell("notice", `Not added: ${error.message}`);
     else showConnection(error);
   }
 }
@@ -462,11 +509,20 @@ function back() {
   if (document.hidden) return;
   if (Date.now() - seen > 0.9 * 1000 * LEASE_SECONDS) {
     // What lay here has gone to others: begin again behind what was answered.
-    strip = strip.filter(({ answer }) => answer);
+    const said = answers();
+    strip = strip.filter(({ id }) => said.get(id));
     goTo(strip.length);
   }
   readNext();
   readNumbers();
+}
+
+// The items here are for others then. Not where the page may come back, as on a phone, nor while
+// clicks wait: they are sent when it is opened again.
+function leave(event) {
+  if (event.persisted || outbox.size) return;
+  ask("release", { annotator }).catch(() => {});
+  remember(LEFT, Date.now()); // which the other tabs of this annotator hear
 }
 
 async function open() {
@@ -500,4 +556,6 @@ $("undo").addEventListener("click", undo);
 $("guess").addEventListener("click", showGuess);
 document.addEventListener("keydown", press);
 document.addEventListener("visibilitychange", back);
+addEventListener("pagehide", leave);
+addEventListener("storage", ({ key }) => key === LEFT && soon("next", readNext, 0.5));
 open();
