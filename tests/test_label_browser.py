@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fastbadge.label import clicks
+from fastbadge.label.background import summarise
 from fastbadge.label.initialise import init_project
 from fastbadge.label.project import Config, read_items
 from fastbadge.label.schema import connected
@@ -364,6 +365,40 @@ def test_a_server_that_dies_under_the_page_loses_no_click(tmp_path, open_page):
     # Chromium itself says on the console that nobody answered.
     assert all("ERR_CONNECTION_REFUSED" in line for line in open_page.troubles)
     open_page.troubles.clear()
+
+
+def answer_instead(page, **answers):
+    """Has the page opened anew with these answers of the server to what is below its address."""
+    for path, answer in answers.items():
+        page.route(f"**/{path}", fulfilled(json=answer))
+    page.reload()
+
+
+def fulfilled(**answer):
+    return lambda route: route.fulfill(**answer)
+
+
+def summary_of(directory, **status):
+    """What the server counts in that project, but with this status."""
+    summary = summarise(directory)
+    return {"summary": {**summary, "status": {**summary["status"], **status}}, "trouble": ""}
+
+
+@pytest.mark.parametrize("view", ["One", "Grid"])
+def test_behind_the_last_item_the_page_says_that_it_is_the_last(shared, open_page, view):
+    directory, url = shared
+    page = open_page(url)
+    shown(page)
+    page.get_by_role("button", name=view).click()
+    items = [{"id": i, "name": f"{i}.png", "text": ""} for i in (1, 2, 3)]
+    end = {"items": [], "choosing": False}
+    numbers = summary_of(directory, waiting=0, labelled=240)
+    answer_instead(page, next={"items": items, "choosing": False}, clicks=end, numbers=numbers)
+    page.locator("#stage img").first.wait_for()
+    for _ in items:
+        page.keyboard.press("1")
+    page.get_by_text("All labelled").wait_for()
+    assert page.locator("#stage img").count() == 0
 
 
 def poll(page):

@@ -278,9 +278,9 @@ function renderStage() {
   const stage = $("stage");
   const item = current();
   const first = firstTile();
-  const tiles = grid ? strip.slice(first, first + TILES) : [];
+  const tiles = grid && item ? strip.slice(first, first + TILES) : [];
   const said = answers();
-  stage.className = grid && strip.length ? "tiles" : "one";
+  stage.className = tiles.length ? "tiles" : "one";
   const nodes = tiles.length
     ? tiles.map((each, i) => tile(each, said.get(each.id), first + i === at))
     : item
