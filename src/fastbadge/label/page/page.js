@@ -11,6 +11,7 @@ const TILES = 12;
 const TINY_PIXELS = 96; // smaller images show their pixels
 const LEASE_SECONDS = 600;
 const RESERVED = "gstu";
+const NO_GUESS = "The model has no guess for this one.";
 const LEFT = `fastbadge:${location.pathname}:left`;
 const $ = (id) => document.getElementById(id);
 
@@ -24,7 +25,7 @@ let choosing = true;
 let summary = null;
 let shown = performance.now();
 let seen = Date.now(); // when the server last said that the items here are ours
-const guesses = new Map(); // by item: words, if they were asked for
+const guesses = new Map(); // by item: names of classes, null for none, if they were asked for
 const images = new Map(); // by item: elements, so that what was fetched is there at once
 const banner = { connection: "", notice: "", trouble: "" };
 const timers = {};
@@ -287,9 +288,9 @@ function renderStage() {
       ? [content(item, true), under(item, said.get(item.id))]
       : [empty()];
   const guess = guesses.get(item?.id);
-  if (guess) {
-    nodes.push(kept(`guess ${guess}`, () =>
-      element("p", { class: "guess" }, "The model's guess: ", element("bdi", {}, guess))));
+  if (guess !== undefined) {
+    const words = guess === null ? [NO_GUESS] : ["The model's guess: ", element("bdi", {}, guess)];
+    nodes.push(kept(`guess ${guess}`, () => element("p", { class: "guess" }, ...words)));
   }
   for (const node of [...stage.childNodes]) if (!nodes.includes(node)) node.remove();
   nodes.forEach((node, i) => {
@@ -419,11 +420,11 @@ async function showGuess() {
   if (!item) return;
   try {
     const guess = await ask(`items/${item.id}/guess`);
-    const words = guess ? `${nameOf(guess.class)}, ${(100 * guess.confidence).toFixed(0)} % sure` : "none yet";
-    guesses.set(item.id, words);
+    const name = guess && nameOf(guess.class);
+    guesses.set(item.id, name);
     if (item !== current()) return;
     renderStage();
-    say(`The model's guess: ${words}.`);
+    say(name === null ? NO_GUESS : `The model's guess: ${name}.`);
   } catch (error) {
     showConnection(error);
   }
