@@ -405,6 +405,35 @@ def test_behind_the_last_item_the_page_says_that_it_is_the_last(shared, open_pag
     assert page.locator("#stage img").count() == 0
 
 
+def test_before_any_answer_nothing_is_said_of_a_model(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    none = {"items": [], "choosing": True}
+    answer_instead(page, next=none, numbers=summary_of(directory, labelled=0))
+    page.get_by_text("Choosing the first items.").wait_for()
+    assert page.get_by_text("The model learns from the answers so far.").count() == 0
+    answer_instead(page, numbers=summary_of(directory, labelled=1))
+    page.get_by_text("The model learns from the answers so far.").wait_for()
+
+
+def test_an_image_that_cannot_be_shown_is_not_labelled(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    page.route("**/image", fulfilled(body="no image", content_type="image/png"))
+    page.reload()
+    page.get_by_text("This image cannot be shown").wait_for()
+    name = shown(page)
+    until(lambda: page.locator("#classes button:disabled").count() >= len(CLASSES))
+    page.keyboard.press("1")
+    assert shown(page) == name
+    page.keyboard.press("t")
+    until_saved(page)
+    assert recorded(directory, annotator(page)) == [(name, None)]
+    page.unroute("**/image")
+    page.keyboard.press("ArrowLeft")  # tried again
+    until(lambda: page.locator("#classes button:enabled").count() >= len(CLASSES))
+
+
 def poll(page):
     """What the page does every few seconds: ask for items and numbers."""
     until_saved(page)  # before that it does not

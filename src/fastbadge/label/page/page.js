@@ -27,6 +27,7 @@ let shown = performance.now();
 let seen = Date.now(); // when the server last said that the items here are ours
 const guesses = new Map(); // by item: names of classes, null for none, if they were asked for
 const images = new Map(); // by item: elements, so that what was fetched is there at once
+const unseen = new Set(); // items whose images could not be shown when last tried
 const banner = { connection: "", notice: "", trouble: "" };
 const timers = {};
 
@@ -264,7 +265,7 @@ function render() {
   const label = item && answers().get(item.id)?.label;
   for (const button of $("classes").children) {
     button.setAttribute("aria-pressed", `${label}` === button.value);
-    button.disabled = !item;
+    button.disabled = !item || unseen.has(item.id); // nobody labels what they do not see
   }
   for (const id of ["skip", "cannot", "guess"]) $(id).disabled = !item;
   $("back").disabled = at === 0;
@@ -350,12 +351,16 @@ function image(item) {
   let made = images.get(item.id);
   if (!made) {
     made = element("img", { src: `items/${item.id}/image`, alt: item.name, decoding: "async", draggable: "false" });
-    const fit = () => made.classList.toggle("tiny", Math.max(made.naturalWidth, made.naturalHeight) <= TINY_PIXELS);
-    made.addEventListener("load", fit);
+    made.addEventListener("load", () => {
+      made.classList.toggle("tiny", Math.max(made.naturalWidth, made.naturalHeight) <= TINY_PIXELS);
+      if (unseen.delete(item.id)) render();
+    });
     made.addEventListener("error", () => {
       const lost = element("p", { class: "lost" }, "This image cannot be shown: it has gone, or is none.");
       made.replaceWith(lost);
       if (images.get(item.id) === made) images.set(item.id, lost);
+      unseen.add(item.id);
+      render();
     });
     images.set(item.id, made);
   }
@@ -373,7 +378,10 @@ function prefetch() {
 function empty() {
   const box = element("div", { class: "empty" });
   const status = summary?.status;
-  if (choosing || !status) {
+  if ((choosing || !status) && !status?.labelled) {
+    box.append(element("p", { class: "title" }, "Choosing the first items."),
+      element("p", {}, "This takes a second or two."));
+  } else if (choosing) {
     box.append(element("p", { class: "title" }, "Choosing what to ask next"),
       element("p", {}, "The model learns from the answers so far. This takes a second or two."));
   } else if (status.waiting) {
