@@ -1,5 +1,6 @@
 """The labelling page in Chromium: by keyboard, two at once, and with a server that dies."""
 
+import io
 import re
 import signal
 import subprocess
@@ -432,6 +433,58 @@ def test_an_image_that_cannot_be_shown_is_not_labelled(shared, open_page):
     page.unroute("**/image")
     page.keyboard.press("ArrowLeft")  # tried again
     until(lambda: page.locator("#classes button:enabled").count() >= len(CLASSES))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_transparent_pixels_are_as_grey_as_for_the_model(shared, open_page, scheme):
+    page = open_page(shared[1], color_scheme=scheme)
+    file = io.BytesIO()
+    Image.new("RGBA", (400, 100)).save(file, "PNG")
+    page.route("**/image", fulfilled(body=file.getvalue(), content_type="image/png"))
+    page.reload()
+    page.locator(".fitted img").wait_for()
+    box = page.locator("#stage img").bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(4, rel=0.01)
+    with Image.open(io.BytesIO(page.screenshot())) as screen:
+        middle, left = box["x"] + box["width"] / 2, box["x"] + 2
+        top, above = box["y"] + 2, box["y"] - 10
+        colours = [screen.convert("RGB").getpixel(at) for at in [(middle, top), (left, top)]]
+        assert colours == [(128, 128, 128)] * 2
+        assert screen.convert("RGB").getpixel((middle, above)) != (128, 128, 128)
+
+
+def project_with(*names):
+    classes = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    return {"name": "squares", "kind": "images", "overlap": 1, "classes": classes}
+
+
+def test_forty_classes_leave_the_image_and_the_other_answers_in_sight(shared, open_page):
+    page = open_page(shared[1], viewport={"width": 390, "height": 844}, has_touch=True)
+    names = [f"Class of tits, {i}" for i in range(40)]
+    numbers = {"summary": None, "trouble": ""}
+    answer_instead(page, project=project_with(*names), numbers=numbers)
+    shown(page)
+    last = page.locator("#classes button").last
+    last.scroll_into_view_if_needed()
+    assert page.evaluate("scrollY") == 0
+    assert page.locator("#classes").bounding_box()["height"] <= 0.45 * 844
+    for each in page.locator("#stage img, .actions button").all():
+        box = each.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 844
+
+
+def test_the_name_of_a_class_is_broken_only_where_there_is_no_room(shared, open_page):
+    page = open_page(shared[1], viewport={"width": 390, "height": 844}, has_touch=True)
+    names = ["Hippopotamuses", "Pseudopseudohypoparathyroidism", "a" * 90]
+    numbers = {"summary": None, "trouble": ""}
+    answer_instead(page, project=project_with(*names), numbers=numbers)
+    shown(page)
+    lines = [
+        name.evaluate("e => e.getClientRects().length && e.offsetHeight / 23.2")
+        for name in page.locator("#classes bdi").all()
+    ]
+    assert [round(each) for each in lines][:2] == [1, 1] and lines[2] > 1.5
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def poll(page):

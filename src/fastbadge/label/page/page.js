@@ -350,12 +350,16 @@ function content(item, whole) {
 function image(item) {
   let made = images.get(item.id);
   if (!made) {
-    made = element("img", { src: `items/${item.id}/image`, alt: item.name, decoding: "async", draggable: "false" });
-    made.addEventListener("load", () => {
-      made.classList.toggle("tiny", Math.max(made.naturalWidth, made.naturalHeight) <= TINY_PIXELS);
+    const shows = element("img", { src: `items/${item.id}/image`, alt: item.name, decoding: "async", draggable: "false" });
+    made = element("span", { class: "frame" }, shows);
+    shows.addEventListener("load", () => {
+      const { naturalWidth: width, naturalHeight: height } = shows;
+      made.style.setProperty("--ratio", width / height);
+      made.classList.add("fitted");
+      made.classList.toggle("tiny", Math.max(width, height) <= TINY_PIXELS);
       if (unseen.delete(item.id)) render();
     });
-    made.addEventListener("error", () => {
+    shows.addEventListener("error", () => {
       const lost = element("p", { class: "lost" }, "This image cannot be shown: it has gone, or is none.");
       made.replaceWith(lost);
       if (images.get(item.id) === made) images.set(item.id, lost);
