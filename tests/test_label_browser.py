@@ -487,6 +487,37 @@ def test_the_name_of_a_class_is_broken_only_where_there_is_no_room(shared, open_
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_the_box_of_a_new_class_is_left_by_adding_one_and_by_escape(shared, open_page):
+    page = open_page(shared[1])
+    held = "document.activeElement.id"
+    answer_instead(page, project=project_with(), classes=project_with("new")["classes"])
+    page.get_by_text("No classes yet: add the first one below.").wait_for()
+    page.locator("#name").fill("new")
+    page.keyboard.press("Enter")
+    until(lambda: page.evaluate(held) == "stage")
+    assert not page.get_by_text("No classes yet").is_visible()
+    page.locator("#name").focus()
+    page.keyboard.press("Escape")
+    assert page.evaluate(held) == "stage"
+
+
+def test_undo_is_offered_where_there_may_be_something_to_take_back(shared, open_page):
+    page = open_page(shared[1])
+    shown(page)
+    undo = page.locator("#undo")
+    assert undo.is_disabled()
+    page.keyboard.press("s")
+    until(undo.is_enabled)
+    until_saved(page)
+    page.reload()
+    shown(page)
+    assert undo.is_enabled()
+    for _ in range(2):
+        page.keyboard.press("u")
+        until_saved(page)
+    until(undo.is_disabled)
+
+
 def poll(page):
     """What the page does every few seconds: ask for items and numbers."""
     until_saved(page)  # before that it does not

@@ -17,6 +17,7 @@ const $ = (id) => document.getElementById(id);
 
 let project = { name: "", kind: "images", overlap: 1, classes: [] };
 let annotator = remembered("fastbadge:annotator") || `annotator-${uuid().slice(0, 4)}`;
+let untouched = !remembered("fastbadge:annotator"); // nothing of the annotator's can be taken back
 let strip = []; // items
 let at = 0;
 let clicks = []; // that stand, in order: { item: id, request, kind, label, over: asked again since }
@@ -72,6 +73,7 @@ function answer(kind, label = null) {
     annotator, item: item.id, kind, seconds, ...(kind === "label" ? { label } : {}),
   });
   clicks.push({ item: item.id, request, kind, label });
+  untouched = false;
   tell("notice", "");
   goTo(firstOpen(at));
 }
@@ -126,7 +128,11 @@ function answered(entry, { items, choosing: more, undone }) {
 }
 
 function takenBack(item, click) {
-  if (!item) return say("There is nothing to take back.");
+  if (!item) {
+    if (click === null) untouched = true;
+    render();
+    return say("There is nothing to take back.");
+  }
   const place = placeOf(item.id);
   say(`Taken back: ${described(item)}.`);
   if (!item.answer && !item.leased) {
@@ -269,6 +275,7 @@ function render() {
   }
   for (const id of ["skip", "cannot", "guess"]) $(id).disabled = !item;
   $("back").disabled = at === 0;
+  $("undo").disabled = untouched && !clicks.length;
   $("one").setAttribute("aria-pressed", !grid);
   $("grid").setAttribute("aria-pressed", grid);
   prefetch();
@@ -424,6 +431,7 @@ function renderClasses() {
     return button;
   }));
   if (held) $("classes").querySelector(`[value="${held}"]`).focus();
+  $("classless").hidden = project.classes.length > 0;
   render();
 }
 
@@ -451,7 +459,7 @@ function press(event) {
   const key = event.key.toLowerCase();
   if ((event.ctrlKey || event.metaKey) && key === "z" && !event.shiftKey) {
     event.preventDefault();
-    if (!event.repeat) undo();
+    if (!event.repeat) $("undo").click();
     return;
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -488,6 +496,7 @@ async function rename() {
   remember("fastbadge:annotator", name);
   strip = [];
   clicks = [];
+  untouched = false;
   goTo(0);
   try {
     await ask("release", { annotator: before });
@@ -504,11 +513,17 @@ async function addClass(event) {
     $("name").value = "";
     tell("notice", "");
     renderClasses();
+    leaveBox();
     soon("numbers", readNumbers, 1);
   } catch (error) {
     if (error instanceof Refused && error.status === 400) tell("notice", `Not added: ${error.message}`);
     else showConnection(error);
   }
+}
+
+// Keys are answers again.
+function leaveBox() {
+  $("stage").focus({ preventScroll: true });
 }
 
 function view(asGrid) {
@@ -559,6 +574,7 @@ $("annotator").addEventListener("change", rename);
 $("letters").checked = remembered("fastbadge:letters") !== "off";
 $("letters").addEventListener("change", () => remember("fastbadge:letters", $("letters").checked ? "on" : "off"));
 $("adding").addEventListener("submit", addClass);
+$("name").addEventListener("keydown", ({ key, isComposing }) => key === "Escape" && !isComposing && leaveBox());
 $("one").addEventListener("click", () => view(false));
 $("grid").addEventListener("click", () => view(true));
 $("help").addEventListener("click", () => $("keys").showModal());
