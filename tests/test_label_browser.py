@@ -518,6 +518,25 @@ def test_undo_is_offered_where_there_may_be_something_to_take_back(shared, open_
     until(undo.is_disabled)
 
 
+def test_looking_again_at_what_the_model_doubts(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    shown(page)
+    item = next(item for item in read_items(directory) if item.name == "239.png")
+    doubt = {"item": item.id, "name": item.name, "label": "dark", "suggested": "light"}
+    found = {"doubts": [doubt], "found": 1, "labels": 50}
+    asked = []
+    page.route("**/doubts", lambda route: (asked.append(route), route.fulfill(json={})))
+    answer_instead(page, numbers=summary_of(directory) | {"doubts": None})
+    page.get_by_role("button", name="Find doubtful labels").click()
+    page.get_by_text("Looking for labels that the model doubts.").wait_for()
+    page.route("**/numbers", fulfilled(json=summary_of(directory) | {"doubts": found}))
+    page.get_by_text("The model doubts 1 of 50 labels.").wait_for()
+    assert page.get_by_text("Label: dark; the model: light").is_visible() and len(asked) == 1
+    page.locator("#doubts").get_by_role("button", name="Look again").click()
+    until(lambda: shown(page) == "239.png")
+
+
 def poll(page):
     """What the page does every few seconds: ask for items and numbers."""
     until_saved(page)  # before that it does not

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from fastbadge.label import background, project
+from fastbadge.label.audit import find_doubts
 from fastbadge.label.background import Background
 from fastbadge.label.initialise import init_project
 from fastbadge.label.project import Config, Found, Pick
@@ -146,7 +147,12 @@ def test_short_of_items_the_next_batch_is_asked_for_and_not_otherwise(tmp_path):
         assert client.ask("next", {"annotator": "ann", "n": 8})["choosing"] is False
         assert client.click(1, n=9)["choosing"] is False
         assert client.click(2, n=9)["choosing"] is True
-        assert client.ask("numbers") == {"summary": None, "choosing": True, "trouble": ""}
+        assert client.ask("numbers") == {
+            "summary": None,
+            "choosing": True,
+            "trouble": "",
+            "doubts": None,
+        }
 
 
 # --- the background
@@ -199,6 +205,18 @@ def test_batches_come_from_behind_and_the_numbers_follow(tmp_path, monkeypatch):
         assert client.ask("numbers")["summary"]["disputes"] == [
             {"item": 1, "name": "0", "answers": [["ann", truth], ["bob", "cannot tell"]]}
         ]
+        wrong = [item for item in range(1, 81) if digits.target[item - 1] == 0]
+        for item in wrong[:2]:
+            client.click(item, label=2)
+        client.ask("doubts")
+        until(lambda: client.ask("numbers")["doubts"])
+        found, labels = find_doubts(directory)
+        doubts = client.ask("numbers")["doubts"]
+        assert (doubts["found"], doubts["labels"]) == (len(found), labels)
+        assert doubts["doubts"] == [
+            {"item": d.item, "name": str(d.item - 1), "label": d.label, "suggested": d.suggested}
+            for d in found
+        ]
         process, asked, ask = behind._process, threading.Event(), behind._ask
         monkeypatch.setattr(behind, "_ask", lambda order: asked.set() or ask(order))
         process.send_signal(signal.SIGSTOP)  # so that it is at work for sure when it is killed
@@ -242,6 +260,7 @@ def test_a_process_that_cannot_start_or_ends_in_a_line_is_told_and_tried_again(
 def test_why_no_batch_can_be_chosen_is_told(tmp_path):
     answer = background._answer(texts(tmp_path), "advance")
     assert "features.npy cannot be read" in answer["error"]
+    assert "there are 0 labels to judge" in background._answer(tmp_path, "audit")["error"]
     assert background._answer(tmp_path, "count")["summary"]["status"]["waiting"] == 10
 
 

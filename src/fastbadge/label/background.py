@@ -31,10 +31,11 @@ _REST = 3.0
 _LEAST_REST_SECONDS = 0.5
 _MOST_DISPUTES = 50
 _MOST_CONFUSED = 5
+_MOST_DOUBTS = 20
 
 
 class Background:
-    """Chooses the next batch when asked for it, and counts again after each change.
+    """Chooses the next batch and looks for doubtful labels when asked to, counts after each change.
 
     All methods return at once and may be called from any thread.
     """
@@ -42,9 +43,12 @@ class Background:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.summary: dict[str, Any] | None = None  # see `summarise`; None until first counted
+        self.doubts: dict[str, Any] | None = (
+            None  # see `list_doubts`, or an error; None until asked
+        )
         self.trouble = ""  # why the last try failed, in a line
         self._wake = Condition()
-        self._wanted = self._closed = False
+        self._wanted = self._auditing = self._closed = False
         self._changes, self._counted = 1, 0
         self._retry = 0.0
         self._process: subprocess.Popen[str] | None = None
@@ -65,6 +69,13 @@ class Background:
     def choosing(self) -> bool:
         """Whether a batch is on its way."""
         return self._wanted
+
+    def want_doubts(self) -> None:
+        """Ask for the labels that the model doubts: `doubts`, when they are there."""
+        with self._wake:
+            self.doubts = None
+            self._auditing = True
+            self._wake.notify()
 
     def note_change(self) -> None:
         """Say that something was recorded, so that the numbers are others and a batch may be."""
@@ -92,17 +103,26 @@ class Background:
         while True:
             with self._wake:
                 self._wake.wait_for(
-                    lambda: self._closed or self._wanted or self._changes > self._counted
+                    lambda: (
+                        self._closed
+                        or self._wanted
+                        or self._auditing
+                        or self._changes > self._counted
+                    )
                 )
                 if self._closed:
                     break
                 trouble = self._start()
                 wanted, changes = self._wanted, self._changes
+                audit = self._auditing and not wanted  # people wait for items first
             start = monotonic()
-            order = "advance" if wanted else "count"
+            order = "advance" if wanted else "audit" if audit else "count"
             answer: dict[str, Any] = {"error": trouble} if trouble else self._ask(order)
             seconds = monotonic() - start
             with self._wake:
+                if audit:
+                    self.doubts, self._auditing = answer, False
+                    continue
                 # Whoever asked for a batch while one was chosen has it, or asks again.
                 self._wanted = self._wanted and not wanted
                 if wanted or "summary" in answer:  # else counted again after the rest
@@ -113,7 +133,7 @@ class Background:
                     self._retry = monotonic() + _RETRY_SECONDS
                 rest = _RETRY_SECONDS if self.trouble else _REST * seconds
                 self._wake.wait_for(
-                    lambda: self._closed or (self._wanted and not self.trouble),
+                    lambda: self._closed or self._auditing or (self._wanted and not self.trouble),
                     max(rest, _LEAST_REST_SECONDS),
                 )
         if self._process is not None:
@@ -195,10 +215,37 @@ def summarise(directory: Path) -> dict[str, Any]:
     }
 
 
+def list_doubts(directory: Path) -> dict[str, Any]:
+    """Labels to look at again, for JSON.
+
+    Returns:
+        `doubts`: the first by item, its name, the class it has and the one suggested; `found`: how
+        many there are, `labels`: of how many.
+
+    Raises:
+        InputError: too few labels to judge them.
+    """
+    from fastbadge.label.audit import find_doubts
+
+    found, labels = find_doubts(directory)
+    doubts = [
+        {
+            "item": doubt.item,
+            "name": read_item(directory, doubt.item).name,
+            "label": doubt.label,
+            "suggested": doubt.suggested,
+        }
+        for doubt in found[:_MOST_DOUBTS]
+    ]
+    return {"doubts": doubts, "found": len(found), "labels": labels}
+
+
 def _answer(directory: Path, order: str) -> dict[str, Any]:
     from fastbadge.label.rounds import advance
 
     try:
+        if order == "audit":
+            return list_doubts(directory)
         batch = advance(directory) if order == "advance" else None
         return {"batch": batch, "summary": summarise(directory)}
     except FastbadgeError as error:

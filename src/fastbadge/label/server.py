@@ -13,7 +13,8 @@ Below the project's key:
     GET  items/ID?annotator=   one item, their answer that stands, and whether it is lent to them
     GET  items/ID/image        its file
     GET  items/ID/guess        what the model took it for, for people who ask
-    GET  numbers               see `background.summarise`
+    GET  doubts                has the labels that the model doubts looked for
+    GET  numbers               see `background.summarise`; and these, see `background.list_doubts`
 
 A click is committed when it is answered. When an annotator cannot be given as many items as the
 page would like to have in hand, the next batch is chosen in the background; nobody waits for it.
@@ -90,7 +91,13 @@ class Desk:
             "summary": background.summary,
             "choosing": background.choosing,
             "trouble": background.trouble,
+            "doubts": background.doubts,
         }
+
+    def doubts(self) -> Any:
+        """Have doubtful labels looked for; they come with the numbers."""
+        self.background.want_doubts()
+        return {}
 
     def next(self, body: Body) -> Any:
         """Items for an annotator."""
@@ -211,6 +218,7 @@ def create_app(
         *(_asset(f"/{path}", *what) for path, what in _PAGE.items()),
         reading("/project", desk.project),
         reading("/numbers", desk.numbers),
+        reading("/doubts", desk.doubts),
         writing("/next", desk.next),
         writing("/clicks", desk.click),
         writing("/undo", desk.undo),

@@ -26,6 +26,10 @@ export function showNumbers(summary, lookAgain) {
   draw("people", people(summary, lookAgain));
 }
 
+export function showDoubts(doubts, looking, lookAgain, find) {
+  draw("doubts", doubtful(doubts, looking, lookAgain, find));
+}
+
 // What has not changed stays; where something has, what was open is open again and keeps the focus.
 function draw(id, content) {
   const box = document.getElementById(id);
@@ -121,13 +125,33 @@ function* people({ status, annotators, disputes }, lookAgain) {
   if (missing) yield element("p", {}, `${count(missing)} files have gone from the source.`);
   if (!disputed) return;
   const list = disputes.map(({ item, name, answers }) => {
-    const button = element("button", { type: "button", value: item }, "Look again");
-    button.addEventListener("click", () => lookAgain(item));
     const said = answers.flatMap(([who, what], i) => [
       i ? "; " : "", element("bdi", {}, who), ": ", element("bdi", {}, what)]);
-    return element("li", {}, element("bdi", { class: "name" }, name), element("span", {}, ...said), button);
+    return again(item, name, said, lookAgain);
   });
   yield element("details", {},
     element("summary", {}, `Annotators differ on ${count(disputed)}`),
     element("ul", { class: "disputes" }, ...list));
+}
+
+// An item of a list, with what is said of it, to be opened once more.
+function again(item, name, said, lookAgain) {
+  const button = element("button", { type: "button", value: item }, "Look again");
+  button.addEventListener("click", () => lookAgain(item));
+  return element("li", {}, element("bdi", { class: "name" }, name), element("span", {}, ...said), button);
+}
+
+function* doubtful(doubts, looking, lookAgain, find) {
+  const button = element("button", { type: "button", value: "find" }, "Find doubtful labels");
+  button.addEventListener("click", find);
+  yield button;
+  if (looking) yield element("p", {}, "Looking for labels that the model doubts. This takes a few seconds.");
+  else if (doubts?.error) yield element("p", {}, `Not found: ${doubts.error}`);
+  if (!doubts?.doubts) return;
+  const { found, labels } = doubts;
+  yield element("p", {}, `The model doubts ${count(found)} of ${count(labels)} labels` +
+    (found > doubts.doubts.length ? `; the most doubtful ${count(doubts.doubts.length)}:` : "."));
+  const list = doubts.doubts.map(({ item, name, label, suggested }) => again(item, name,
+    ["Label: ", element("bdi", {}, label), "; the model: ", element("bdi", {}, suggested)], lookAgain));
+  yield element("ul", { class: "disputes" }, ...list);
 }

@@ -4,7 +4,7 @@
 // current one is.
 
 import { Outbox, Refused, ask, uuid } from "./outbox.js";
-import { count, element, showNumbers } from "./numbers.js";
+import { count, element, showDoubts, showNumbers } from "./numbers.js";
 
 const IN_HAND = 8; // items that are here before they are shown, the current one included
 const TILES = 12;
@@ -24,6 +24,8 @@ let clicks = []; // that stand, in order: { item: id, request, kind, label, over
 let grid = remembered("fastbadge:view") === "grid";
 let choosing = true;
 let summary = null;
+let doubts = null;
+let looking = false; // for doubts
 let shown = performance.now();
 let seen = Date.now(); // when the server last said that the items here are ours
 const guesses = new Map(); // by item: names of classes, null for none, if they were asked for
@@ -192,7 +194,7 @@ async function readNext() {
 }
 
 async function readNumbers() {
-  soon("numbers", readNumbers, summary ? 10 : 1);
+  soon("numbers", readNumbers, summary && !looking ? 10 : 1);
   if (document.hidden) return;
   try {
     const answer = await ask("numbers");
@@ -207,9 +209,22 @@ async function readNumbers() {
         renderClasses();
       }
     }
+    doubts = answer.doubts ?? doubts;
+    looking &&= !answer.doubts;
+    showDoubts(doubts, looking, lookAgain, findDoubts);
     tell("trouble", answer.trouble && `No further batch: ${answer.trouble}`);
   } catch {
     // The banner tells it where it matters, with the next click.
+  }
+}
+
+async function findDoubts() {
+  try {
+    await ask("doubts");
+    [doubts, looking] = [null, true];
+    readNumbers();
+  } catch (error) {
+    showConnection(error);
   }
 }
 
