@@ -70,7 +70,6 @@ function answer(kind, label = null) {
     annotator, item: item.id, kind, seconds, ...(kind === "label" ? { label } : {}),
   });
   clicks.push({ item: item.id, request, kind, label });
-  tell("notice", "");
   goTo(firstOpen(at));
 }
 
@@ -103,7 +102,6 @@ function undo() {
   const click = clicks.pop();
   if (click && placeOf(click.item) >= 0) goTo(placeOf(click.item));
   outbox.add("undo", { annotator, click: click?.request ?? null });
-  tell("notice", "");
   say("Taking the latest click back.");
 }
 
@@ -489,7 +487,6 @@ async function addClass(event) {
   try {
     project.classes = await ask("classes", { name: $("name").value });
     $("name").value = "";
-    tell("notice", "");
     renderClasses();
     soon("numbers", readNumbers, 1);
   } catch (error) {
@@ -556,6 +553,8 @@ $("undo").addEventListener("click", undo);
 $("guess").addEventListener("click", showGuess);
 document.addEventListener("keydown", press);
 document.addEventListener("visibilitychange", back);
+// A notice goes with whatever is done next, also by a touch of it.
+for (const kind of ["keydown", "click"]) addEventListener(kind, () => tell("notice", ""), true);
 addEventListener("pagehide", leave);
 addEventListener("storage", ({ key }) => key === LEFT && soon("next", readNext, 0.5));
 open();
