@@ -270,11 +270,12 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             }
             | {"five_seeds_reach_90": chance_of_five(mine, 0.9)},
         }
-    for name, figure in figures.items():
-        base = figures.get("random", {}).get("labels", [])
-        pairs = [(a, b) for a, b in zip(figure["labels"], base, strict=False) if a and b]
-        if name != "random" and pairs:
-            figure["share_of_random"] = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+    ours, base = ([run for run in runs if run["setting"] == name] for name in ("badge", "random"))
+    labels = {run["seed"]: run["labels"] for run in base}
+    pairs = [(run["labels"], labels.get(run["seed"])) for run in ours]
+    both = [(mine, theirs) for mine, theirs in pairs if mine and theirs]
+    if both:
+        figures["badge"]["share_of_random"] = sum(a for a, _ in both) / sum(b for _, b in both)
     return figures
 
 
