@@ -63,7 +63,7 @@ HEAD = """# Benchmarks
 
 `make bench` (or `make bench DATA_DIR=...` where MNIST lies elsewhere) prints and saves every
 figure on this page; `python benchmarks/report.py` writes the page from what was saved. It needs
-25 minutes, 5 GB of disk and 12 GB of memory. Nothing here was measured on a GPU.
+50 minutes, 5 GB of disk and 12 GB of memory. Nothing here was measured on a GPU.
 
 """
 
