@@ -53,18 +53,18 @@ class Background:
         """Ask for another batch, as when too few items wait.
 
         Returns:
-            Whether one is on its way; if not, there was nothing left to choose.
+            Whether one is on its way; if not, there was nothing left to choose, or `trouble`.
         """
         with self._wake:
             if monotonic() >= self._retry:
                 self._wanted = True
                 self._wake.notify()
-            return self._wanted
+            return self.choosing
 
     @property
     def choosing(self) -> bool:
-        """Whether a batch is on its way."""
-        return self._wanted
+        """Whether a batch is on its way; not while one that failed waits to be tried again."""
+        return self._wanted and not self.trouble
 
     def note_change(self) -> None:
         """Say that something was recorded, so that the numbers are others and a batch may be."""

@@ -109,6 +109,7 @@ function undo() {
 
 function answered(entry, { items, choosing: more, undone }) {
   const { item, kind, label, click } = entry.body;
+  if (entry.body.annotator !== annotator) return; // another has sat down here since
   choosing = more;
   if (entry.path === "undo") {
     takenBack(undone, click);
@@ -118,7 +119,7 @@ function answered(entry, { items, choosing: more, undone }) {
     say(`Saved: ${inWords({ kind, label })}.${there}`);
     soon("numbers", readNumbers, 1);
   }
-  if (entry.body.annotator === annotator) merge(items);
+  merge(items);
 }
 
 function takenBack(item, click) {
@@ -129,7 +130,10 @@ function takenBack(item, click) {
     tell("notice", `Taken back, but somebody else has it now: ${described(item)}`);
     if (place >= 0) strip.splice(place, 1);
     if (place >= 0 && place < at) at -= 1;
-  } else if (place < 0 || click === null) goTo(bring(item));
+  } else {
+    const there = bring(item);
+    if (place < 0 || click === null) goTo(there);
+  }
 }
 
 // Where an item is in the strip, into which it is put if it is not there, with the answer that stands.
