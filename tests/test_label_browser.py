@@ -1,5 +1,6 @@
 """The labelling page in Chromium: by keyboard, two at once, and with a server that dies."""
 
+import io
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fastbadge.label import clicks
+from fastbadge.label.background import summarise
 from fastbadge.label.initialise import init_project
 from fastbadge.label.project import Config, read_items
 from fastbadge.label.schema import connected
@@ -316,6 +318,7 @@ def test_the_guess_is_shown_to_those_who_ask(shared, open_page):
     directory, url = shared
     page = open_page(url)
     shown(page)
+    page.route("**/guess", fulfilled(json={"class": 2}))
     held = []
     page.route("**/clicks", lambda route: held.append(route))
     first = label_one(page)
@@ -328,7 +331,10 @@ def test_the_guess_is_shown_to_those_who_ask(shared, open_page):
     held.pop().continue_()  # the answer to the click before, which draws the page anew
     page.unroute("**/clicks")
     until_saved(page)
-    assert guess.is_visible()
+    assert guess.inner_text() == "The model's guess: light"
+    page.route("**/guess", fulfilled(body="null"))
+    page.keyboard.press("g")
+    page.locator("#stage").get_by_text("The model has no guess for this one.").wait_for()
     page.keyboard.press("s")  # skipped: it comes again behind the others
     until(lambda: shown(page) != name)
     until_saved(page)
@@ -387,6 +393,121 @@ def test_a_server_that_dies_under_the_page_loses_no_click(tmp_path, open_page):
     # Chromium itself says on the console that nobody answered.
     assert all("ERR_CONNECTION_REFUSED" in line for line in open_page.troubles)
     open_page.troubles.clear()
+
+
+def answer_instead(page, **answers):
+    """Has the page opened anew with these answers of the server to what is below its address."""
+    for path, answer in answers.items():
+        page.route(f"**/{path}", fulfilled(json=answer))
+    page.reload()
+
+
+def fulfilled(**answer):
+    return lambda route: route.fulfill(**answer)
+
+
+def summary_of(directory, **status):
+    """What the server counts in that project, but with this status."""
+    summary = summarise(directory)
+    return {"summary": {**summary, "status": {**summary["status"], **status}}, "trouble": ""}
+
+
+@pytest.mark.parametrize("view", ["One", "Grid"])
+def test_behind_the_last_item_the_page_says_that_it_is_the_last(shared, open_page, view):
+    directory, url = shared
+    page = open_page(url)
+    shown(page)
+    page.get_by_role("button", name=view).click()
+    items = [{"id": i, "name": f"{i}.png", "text": ""} for i in (1, 2, 3)]
+    end = {"items": [], "choosing": False}
+    numbers = summary_of(directory, waiting=0, labelled=240)
+    answer_instead(page, next={"items": items, "choosing": False}, clicks=end, numbers=numbers)
+    page.locator("#stage img").first.wait_for()
+    for _ in items:
+        page.keyboard.press("1")
+    page.get_by_text("All labelled").wait_for()
+    assert page.locator("#stage img").count() == 0
+
+
+def test_before_any_answer_nothing_is_said_of_a_model(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    none = {"items": [], "choosing": True}
+    answer_instead(page, next=none, numbers=summary_of(directory, labelled=0))
+    page.get_by_text("Choosing the first items.").wait_for()
+    assert page.get_by_text("The model learns from the answers so far.").count() == 0
+    answer_instead(page, numbers=summary_of(directory, labelled=1))
+    page.get_by_text("The model learns from the answers so far.").wait_for()
+
+
+def test_an_image_that_cannot_be_shown_is_not_labelled(shared, open_page):
+    directory, url = shared
+    page = open_page(url)
+    page.route("**/image", fulfilled(body="no image", content_type="image/png"))
+    page.reload()
+    page.get_by_text("This image cannot be shown").wait_for()
+    name = shown(page)
+    until(lambda: page.locator("#classes button:disabled").count() >= len(CLASSES))
+    page.keyboard.press("1")
+    assert shown(page) == name
+    page.keyboard.press("t")
+    until_saved(page)
+    assert recorded(directory, annotator(page)) == [(name, None)]
+    page.unroute("**/image")
+    page.keyboard.press("ArrowLeft")  # tried again
+    until(lambda: page.locator("#classes button:enabled").count() >= len(CLASSES))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_transparent_pixels_are_as_grey_as_for_the_model(shared, open_page, scheme):
+    page = open_page(shared[1], color_scheme=scheme)
+    file = io.BytesIO()
+    Image.new("RGBA", (400, 100)).save(file, "PNG")
+    page.route("**/image", fulfilled(body=file.getvalue(), content_type="image/png"))
+    page.reload()
+    page.locator(".fitted img").wait_for()
+    box = page.locator("#stage img").bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(4, rel=0.01)
+    with Image.open(io.BytesIO(page.screenshot())) as screen:
+        middle, left = box["x"] + box["width"] / 2, box["x"] + 2
+        top, above = box["y"] + 2, box["y"] - 10
+        colours = [screen.convert("RGB").getpixel(at) for at in [(middle, top), (left, top)]]
+        assert colours == [(128, 128, 128)] * 2
+        assert screen.convert("RGB").getpixel((middle, above)) != (128, 128, 128)
+
+
+def project_with(*names):
+    classes = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    return {"name": "squares", "kind": "images", "overlap": 1, "classes": classes}
+
+
+def test_forty_classes_leave_the_image_and_the_other_answers_in_sight(shared, open_page):
+    page = open_page(shared[1], viewport={"width": 390, "height": 844}, has_touch=True)
+    names = [f"Class of tits, {i}" for i in range(40)]
+    numbers = {"summary": None, "trouble": ""}
+    answer_instead(page, project=project_with(*names), numbers=numbers)
+    shown(page)
+    last = page.locator("#classes button").last
+    last.scroll_into_view_if_needed()
+    assert page.evaluate("scrollY") == 0
+    assert page.locator("#classes").bounding_box()["height"] <= 0.45 * 844
+    for each in page.locator("#stage img, .actions button").all():
+        box = each.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 844
+
+
+def test_the_name_of_a_class_is_broken_only_where_there_is_no_room(shared, open_page):
+    page = open_page(shared[1], viewport={"width": 390, "height": 844}, has_touch=True)
+    names = ["Hippopotamuses", "Pseudopseudohypoparathyroidism", "a" * 90]
+    numbers = {"summary": None, "trouble": ""}
+    answer_instead(page, project=project_with(*names), numbers=numbers)
+    shown(page)
+    lines = [
+        name.evaluate("e => e.getClientRects().length && e.offsetHeight / 23.2")
+        for name in page.locator("#classes bdi").all()
+    ]
+    assert [round(each) for each in lines][:2] == [1, 1] and lines[2] > 1.5
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def poll(page):

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from fastbadge.label import background, project
 from fastbadge.label.background import Background
 from fastbadge.label.initialise import init_project
-from fastbadge.label.project import Config, Found
+from fastbadge.label.project import Config, Found, Pick
 from label_client import GOOD, TOOLS, Client, is_one_line, load, rows, served, texts
 
 # --- labelling
@@ -38,13 +38,21 @@ def test_the_loop_of_an_annotator(tmp_path):
         assert client.click(3, kind="skip", n=9)["items"][-1]["id"] == 3
         item = {"id": 3, "name": "2", "text": "text 2"}
         assert client.ask("items/3") == item | {"answer": None, "leased": False}
-        assert client.ask("items/3/guess") == {"class": 2, "confidence": 0.75}
-        assert client.ask("items/11/guess") is None  # in no batch, so nobody guessed
         assert rows(tmp_path, "SELECT item, kind, class, seconds, annotator FROM label") == [
             (1, "label", 2, 1.5, "ann"),
             (2, "cannot tell", None, None, "ann"),
             (3, "skip", None, None, "ann"),
         ]
+
+
+def test_a_guess_is_a_class_and_never_of_a_validation_item(tmp_path):
+    picks = [Pick(11, "badge", 1.5, 2, 0.75), Pick(12, "validation", 1.5, 2, 0.75), Pick(13, "t")]
+    round_ = {"strategy": "badge", "seed": 0, "model": None, "after": 1}
+    project.record_round(texts(tmp_path), picks, **round_)
+    with served(tmp_path) as client:
+        assert client.ask("items/11/guess") == {"class": 2}
+        for item in (12, 13, 14):  # for validation, before there was a model, in no batch
+            assert client.ask(f"items/{item}/guess") is None
 
 
 def test_undo_and_what_is_sent_twice(tmp_path):

@@ -142,12 +142,16 @@ class Desk:
         return {**shown, "answer": said, "leased": leased}
 
     def guess(self, item: int) -> Any:
-        """What the model took an item for; not why it was chosen, which would tell more."""
+        """The class that the model took an item for, without its softmax, which is not calibrated.
+
+        None for validation items, too: who sees a guess tends to agree with it, and the accuracy
+        would flatter the model.
+        """
         project.read_item(self.directory, item)
         pick = project.read_pick(self.directory, item)
-        if pick is None or pick.predicted is None:
+        if pick is None or pick.predicted is None or pick.reason == "validation":
             return None
-        return {"class": pick.predicted, "confidence": pick.confidence}
+        return {"class": pick.predicted}
 
     def image(self, item: int) -> Response:
         """The file of an image, with the type that it has; a PNG where browsers do not show it."""

@@ -11,6 +11,7 @@ const TILES = 12;
 const TINY_PIXELS = 96; // smaller images show their pixels
 const LEASE_SECONDS = 600;
 const RESERVED = "gstu";
+const NO_GUESS = "The model has no guess for this one.";
 const LEFT = `fastbadge:${location.pathname}:left`;
 const $ = (id) => document.getElementById(id);
 
@@ -24,8 +25,9 @@ let choosing = true;
 let summary = null;
 let shown = performance.now();
 let seen = Date.now(); // when the server last said that the items here are ours
-const guesses = new Map(); // by item: words, if they were asked for
+const guesses = new Map(); // by item: names of classes, null for none, if they were asked for
 const images = new Map(); // by item: elements, so that what was fetched is there at once
+const unseen = new Set(); // items whose images could not be shown when last tried
 const banner = { connection: "", notice: "", trouble: "" };
 const timers = {};
 
@@ -265,7 +267,7 @@ function render() {
   const label = item && answers().get(item.id)?.label;
   for (const button of $("classes").children) {
     button.setAttribute("aria-pressed", `${label}` === button.value);
-    button.disabled = !item;
+    button.disabled = !item || unseen.has(item.id); // nobody labels what they do not see
   }
   for (const id of ["skip", "cannot", "guess"]) $(id).disabled = !item;
   $("back").disabled = at === 0;
@@ -280,18 +282,18 @@ function renderStage() {
   const stage = $("stage");
   const item = current();
   const first = firstTile();
-  const tiles = grid ? strip.slice(first, first + TILES) : [];
+  const tiles = grid && item ? strip.slice(first, first + TILES) : [];
   const said = answers();
-  stage.className = grid && strip.length ? "tiles" : "one";
+  stage.className = tiles.length ? "tiles" : "one";
   const nodes = tiles.length
     ? tiles.map((each, i) => tile(each, said.get(each.id), first + i === at))
     : item
       ? [content(item, true), under(item, said.get(item.id))]
       : [empty()];
   const guess = guesses.get(item?.id);
-  if (guess) {
-    nodes.push(kept(`guess ${guess}`, () =>
-      element("p", { class: "guess" }, "The model's guess: ", element("bdi", {}, guess))));
+  if (guess !== undefined) {
+    const words = guess === null ? [NO_GUESS] : ["The model's guess: ", element("bdi", {}, guess)];
+    nodes.push(kept(`guess ${guess}`, () => element("p", { class: "guess" }, ...words)));
   }
   for (const node of [...stage.childNodes]) if (!nodes.includes(node)) node.remove();
   nodes.forEach((node, i) => {
@@ -350,13 +352,21 @@ function content(item, whole) {
 function image(item) {
   let made = images.get(item.id);
   if (!made) {
-    made = element("img", { src: `items/${item.id}/image`, alt: item.name, decoding: "async", draggable: "false" });
-    const fit = () => made.classList.toggle("tiny", Math.max(made.naturalWidth, made.naturalHeight) <= TINY_PIXELS);
-    made.addEventListener("load", fit);
-    made.addEventListener("error", () => {
+    const shows = element("img", { src: `items/${item.id}/image`, alt: item.name, decoding: "async", draggable: "false" });
+    made = element("span", { class: "frame" }, shows);
+    shows.addEventListener("load", () => {
+      const { naturalWidth: width, naturalHeight: height } = shows;
+      made.style.setProperty("--ratio", width / height);
+      made.classList.add("fitted");
+      made.classList.toggle("tiny", Math.max(width, height) <= TINY_PIXELS);
+      if (unseen.delete(item.id)) render();
+    });
+    shows.addEventListener("error", () => {
       const lost = element("p", { class: "lost" }, "This image cannot be shown: it has gone, or is none.");
       made.replaceWith(lost);
       if (images.get(item.id) === made) images.set(item.id, lost);
+      unseen.add(item.id);
+      render();
     });
     images.set(item.id, made);
   }
@@ -374,7 +384,10 @@ function prefetch() {
 function empty() {
   const box = element("div", { class: "empty" });
   const status = summary?.status;
-  if (choosing || !status) {
+  if ((choosing || !status) && !status?.labelled) {
+    box.append(element("p", { class: "title" }, "Choosing the first items."),
+      element("p", {}, "This takes a second or two."));
+  } else if (choosing) {
     box.append(element("p", { class: "title" }, "Choosing what to ask next"),
       element("p", {}, "The model learns from the answers so far. This takes a second or two."));
   } else if (status.waiting) {
@@ -421,11 +434,11 @@ async function showGuess() {
   if (!item) return;
   try {
     const guess = await ask(`items/${item.id}/guess`);
-    const words = guess ? `${nameOf(guess.class)}, ${(100 * guess.confidence).toFixed(0)} % sure` : "none yet";
-    guesses.set(item.id, words);
+    const name = guess && nameOf(guess.class);
+    guesses.set(item.id, name);
     if (item !== current()) return;
     renderStage();
-    say(`The model's guess: ${words}.`);
+    say(name === null ? NO_GUESS : `The model's guess: ${name}.`);
   } catch (error) {
     showConnection(error);
   }
