@@ -211,19 +211,20 @@ def time_of_round(folder: Path) -> dict[str, float]:
 
 
 _INIT = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from time import perf_counter
 from fastbadge.label.initialise import init_project
 from fastbadge.label.project import Config
 import torch, sklearn
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak():  # not of getrusage, where a process begins with what its parent had
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+before = peak()
 start = perf_counter()
 config = Config(kind="images", source=sys.argv[1], features=sys.argv[3])
 report = init_project(Path(sys.argv[2]), config, ["a", "b"], progress=False)
 seconds = perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(report.added, seconds, peak, before)
+print(report.added, seconds, peak(), before)
 """
 
 
@@ -269,11 +270,12 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             }
             | {"five_seeds_reach_90": chance_of_five(mine, 0.9)},
         }
-    for name, figure in figures.items():
-        base = figures.get("random", {}).get("labels", [])
-        pairs = [(a, b) for a, b in zip(figure["labels"], base, strict=False) if a and b]
-        if name != "random" and pairs:
-            figure["share_of_random"] = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+    ours, base = ([run for run in runs if run["setting"] == name] for name in ("badge", "random"))
+    labels = {run["seed"]: run["labels"] for run in base}
+    pairs = [(run["labels"], labels.get(run["seed"])) for run in ours]
+    both = [(mine, theirs) for mine, theirs in pairs if mine and theirs]
+    if both:
+        figures["badge"]["share_of_random"] = sum(a for a, _ in both) / sum(b for _, b in both)
     return figures
 
 

@@ -202,10 +202,17 @@ def test_two_browsers_never_have_the_same_item(shared, open_page):
 def test_undo_takes_back_what_its_own_tab_shows(shared, open_page):
     directory, url = shared
     page = open_page(url)
-    first = label_one(page)
-    until_saved(page)
     tab = page.context.new_page()
     tab.goto(url)
+    assert shown(tab) == shown(page)
+    first = label_one(page)
+    until_saved(page)
+    tab.keyboard.press("1" if truth(first) == "light" else "2")
+    tab.keyboard.press("u")
+    until_saved(tab)
+    said = tab.locator("#stage .said")
+    until(lambda: said.count() and said.inner_text() == f"Your answer: {truth(first)}")
+    tab.keyboard.press("ArrowRight")
     second = label_one(tab)
     until_saved(tab)
     page.keyboard.press("u")
@@ -243,8 +250,7 @@ def test_a_skip_withdraws_and_an_undo_brings_back_what_nobody_else_has(shared, o
     page.keyboard.press("u")
     page.get_by_text(f"Taken back, but somebody else has it now: {name}").wait_for()
     assert shown(page) != name
-    page.keyboard.press("s")
-    until_saved(page)
+    page.locator("#banner").click()  # it lies over the header
     assert not page.locator("#banner").is_visible()
 
 
@@ -272,6 +278,13 @@ def test_a_page_that_is_closed_gives_its_items_back_and_sends_its_clicks_later(s
     until(lambda: leases(directory, who) == 0)
 
 
+def overlap(a, b):
+    return all(
+        a[start] < b[start] + b[size] and b[start] < a[start] + a[size]
+        for start, size in (("x", "width"), ("y", "height"))
+    )
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_telephone(shared, open_page, tmp_path, scheme):
     directory, url = shared
@@ -282,12 +295,22 @@ def test_a_telephone(shared, open_page, tmp_path, scheme):
     page.locator("#classes").get_by_role("button", name=truth(name)).tap()
     until_saved(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    for button in page.locator("#classes button, .actions button").all():
-        assert button.bounding_box()["height"] >= 40
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    bright = max(map(int, re.findall(r"\d+", background)[:3])) > 128
-    assert bright == (scheme == "light")
-    assert page.screenshot(path=tmp_path / "phone.png").startswith(b"\x89PNG")
+    buttons = page.locator("#classes button, .actions button").all()
+    boxes = [part.bounding_box() for part in [page.locator("#stage"), *buttons]]
+    for i, box in enumerate(boxes):
+        assert box["height"] >= 40 and 0 <= box["x"] <= box["x"] + box["width"] <= 360
+        assert not any(overlap(box, other) for other in boxes[:i])
+    assert boxes[2]["y"] + boxes[2]["height"] < 740  # both classes are in reach of the thumb
+    name_now, image = shown(page), page.locator("#stage img")
+    until(lambda: image.evaluate("image => image.complete"))
+    page.screenshot(path=tmp_path / "phone.png")
+    seen = Image.open(tmp_path / "phone.png").convert("L")
+    assert seen.size == (360, 740)
+    assert (seen.getpixel((4, 700)) > 128) == (scheme == "light")  # the paper
+    box = image.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    square = np.asarray(seen.crop((int(x) - 40, int(y) - 40, int(x) + 40, int(y) + 40)))
+    assert (square.mean() > 128) == (truth(name_now) == "light")
     assert recorded(directory, annotator(page)) == [(name, truth(name))]
 
 

@@ -153,6 +153,8 @@ def test_short_of_items_the_next_batch_is_asked_for_and_not_otherwise(tmp_path):
             "trouble": "",
             "doubts": None,
         }
+        asleep.trouble = "no memory"  # tried again later
+        assert client.ask("numbers")["choosing"] is client.click(3, n=9)["choosing"] is False
 
 
 # --- the background

@@ -43,9 +43,7 @@ class Background:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.summary: dict[str, Any] | None = None  # see `summarise`; None until first counted
-        self.doubts: dict[str, Any] | None = (
-            None  # see `list_doubts`, or an error; None until asked
-        )
+        self.doubts: dict[str, Any] | None = None  # see `list_doubts`, or error; None until asked
         self.trouble = ""  # why the last try failed, in a line
         self._wake = Condition()
         self._wanted = self._auditing = self._closed = False
@@ -57,18 +55,18 @@ class Background:
         """Ask for another batch, as when too few items wait.
 
         Returns:
-            Whether one is on its way; if not, there was nothing left to choose.
+            Whether one is on its way; if not, there was nothing left to choose, or `trouble`.
         """
         with self._wake:
             if monotonic() >= self._retry:
                 self._wanted = True
                 self._wake.notify()
-            return self._wanted
+            return self.choosing
 
     @property
     def choosing(self) -> bool:
-        """Whether a batch is on its way."""
-        return self._wanted
+        """Whether a batch is on its way; not while one that failed waits to be tried again."""
+        return self._wanted and not self.trouble
 
     def want_doubts(self) -> None:
         """Ask for the labels that the model doubts: `doubts`, when they are there."""

@@ -235,7 +235,7 @@ def _update(
 
 
 class _Adder:
-    """Adds what is new, some hundred at a time; without a maker, by TF-IDF, all at once.
+    """Adds what is new, some thousand at a time; without a maker, by TF-IDF, all at once.
 
     The features of an item are on the disk before it is committed, so it has them whenever the
     process is killed. Before the first there is no project: nothing is left of a call that finds
@@ -297,31 +297,37 @@ def _has_moved(recorded: Config, config: Config, known: Sequence[Item], source: 
     if replace(recorded, source=config.source) != config or Path(recorded.source).exists():
         return False
     digests = {item.digest for item in known}
-    return any(digest in digests for digest, _ in _digests(source))
+    return any(found.digest in digests for _, found in _readable(source))
 
 
-def _digests(source: Source) -> Iterator[tuple[str, int]]:
-    """Digest and position of all that can be read."""
+def _readable(source: Source) -> Iterator[tuple[int, Found]]:
+    """All that can be read, with its position."""
     for i in range(len(source.names)):
         with suppress(OSError, InputError):
-            yield source.read(i).found.digest, i
+            yield i, source.read(i).found
 
 
 def _lost(items: Sequence[Item], source: Source, config: Config) -> Iterator[Piece]:
     """What the features of some items were made of, wherever it is in the source."""
-    position_of = dict(_digests(source)) if items else {}
+    of_place: dict[tuple[str, str], int] = {}
+    of_digest: dict[str, int] = {}
+    for i, found in _readable(source) if items else ():
+        of_place[found.name, found.digest] = of_digest[found.digest] = i
+    positions = [
+        of_place.get((item.name, item.digest), of_digest.get(item.digest)) for item in items
+    ]
     kept = config.kind == "texts" and not config.features.endswith(".npy")  # in the project
-    for item in items:  # all of them, before the first is made
-        if item.digest not in position_of and not kept:
-            raise _cannot_remake(item.name, f"it is no longer in {config.source}")
-    for item in items:
-        if item.digest in position_of:
-            piece = source.read(position_of[item.digest])
-            if piece.found.digest != item.digest:
-                raise _cannot_remake(item.name, "it has just changed")
-            yield piece
-        else:
+    if None in positions and not kept:  # before the first is made
+        name = items[positions.index(None)].name
+        raise _cannot_remake(name, f"it is no longer in {config.source}")
+    for item, position in zip(items, positions, strict=True):
+        if position is None:
             yield Piece(Found(item.digest, item.name), item.text, 0)
+            continue
+        piece = source.read(position)
+        if piece.found.digest != item.digest:
+            raise _cannot_remake(item.name, "it has just changed")
+        yield piece
 
 
 def _cannot_remake(name: str, reason: str) -> ProjectError:

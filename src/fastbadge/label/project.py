@@ -312,7 +312,7 @@ def add_items(directory: Path, found: Sequence[Found], *, first: int) -> None:
     Each draws its ticket here, and with it whether it is reserved for validation.
 
     Raises:
-        ProjectError: `first` is taken, as when the same source is read twice at a time.
+        ProjectError: `first` is taken: two read at a time, where there are no locks.
     """
     with connected(directory, write=True) as connection:
         if _count(connection) + 1 != first:

@@ -76,7 +76,6 @@ function answer(kind, label = null) {
   });
   clicks.push({ item: item.id, request, kind, label });
   untouched = false;
-  tell("notice", "");
   goTo(firstOpen(at));
 }
 
@@ -109,7 +108,6 @@ function undo() {
   const click = clicks.pop();
   if (click && placeOf(click.item) >= 0) goTo(placeOf(click.item));
   outbox.add("undo", { annotator, click: click?.request ?? null });
-  tell("notice", "");
   say("Taking the latest click back.");
 }
 
@@ -117,6 +115,7 @@ function undo() {
 
 function answered(entry, { items, choosing: more, undone }) {
   const { item, kind, label, click } = entry.body;
+  if (entry.body.annotator !== annotator) return; // another has sat down here since
   choosing = more;
   if (entry.path === "undo") {
     takenBack(undone, click);
@@ -126,7 +125,7 @@ function answered(entry, { items, choosing: more, undone }) {
     say(`Saved: ${inWords({ kind, label })}.${there}`);
     soon("numbers", readNumbers, 1);
   }
-  if (entry.body.annotator === annotator) merge(items);
+  merge(items);
 }
 
 function takenBack(item, click) {
@@ -141,7 +140,10 @@ function takenBack(item, click) {
     tell("notice", `Taken back, but somebody else has it now: ${described(item)}`);
     if (place >= 0) strip.splice(place, 1);
     if (place >= 0 && place < at) at -= 1;
-  } else if (place < 0 || click === null) goTo(bring(item));
+  } else {
+    const there = bring(item);
+    if (place < 0 || click === null) goTo(there);
+  }
 }
 
 // Where an item is in the strip, into which it is put if it is not there, with the answer that stands.
@@ -526,7 +528,6 @@ async function addClass(event) {
   try {
     project.classes = await ask("classes", { name: $("name").value });
     $("name").value = "";
-    tell("notice", "");
     renderClasses();
     leaveBox();
     soon("numbers", readNumbers, 1);
@@ -600,6 +601,8 @@ $("undo").addEventListener("click", undo);
 $("guess").addEventListener("click", showGuess);
 document.addEventListener("keydown", press);
 document.addEventListener("visibilitychange", back);
+// A notice goes with whatever is done next, also by a touch of it.
+for (const kind of ["keydown", "click"]) addEventListener(kind, () => tell("notice", ""), true);
 addEventListener("pagehide", leave);
 addEventListener("storage", ({ key }) => key === LEFT && soon("next", readNext, 0.5));
 open();
